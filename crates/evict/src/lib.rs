@@ -1,1 +1,32 @@
+//! Eviction policies on dense slot numbers.
+//!
+//! A policy decides which of the entries it was told about should go first. It never sees a key, a byte of payload, a
+//! lock or a clock: the owner gives every resident entry a small number (its [`Slot`]), tells the policy what happens to
+//! it, and asks for victims. So one policy serves host memory and disks alike, and other projects can take this crate
+//! for the policies alone.
+//!
+//! ```ignore
+//! use std::num::NonZeroU32;
+//! use kvstrata_evict::{by_name, Access, Entry, Removal, Slot, TenantId};
+//!
+//! let mut lru = by_name("LRU")?;
+//! let now = Access::default();
+//! for n in 0..3 {
+//!     let weight = NonZeroU32::new(4096).unwrap();
+//!     lru.insert(Entry { slot: Slot(n), print: n.into(), weight, parent: None, tenant: TenantId(0) }, &now);
+//! }
+//! lru.touch(Slot(0), &now);
+//! lru.pin(Slot(1));
+//! let mut out = Vec::new();
+//! assert_eq!(lru.victims(1, &mut out), 4096);
+//! assert_eq!(out, [Slot(2)], "0 was touched and 1 is pinned");
+//! lru.remove(Slot(2), Removal::Evicted);
+//! # Ok::<(), kvstrata_evict::UnknownPolicy>(())
+//! ```
+//!
+//! Architecture invariant: no keys, no memory, no clocks, no locks, no async, no I/O; no `unsafe`.
+#![forbid(unsafe_code)]
 
+mod entry;
+
+pub use entry::{Access, Entry, EvictionPolicy, Removal, Slot, TenantId};

@@ -1,1 +1,14 @@
+//! Every file operation, behind one trait.
+//!
+//! [`Disk`] is what a store may ask of a file system: open, read, write, publish, sync, list. Everything a file adapter
+//! does goes through it, so that the simulated disk can crash, reorder and lie where a real one rarely does.
+//! [`IoEngine`] moves payload bytes: whoever submits an operation gives its buffers away, and gets them back with the
+//! completion, whether or not anybody still waits.
+//!
+//! Architecture invariant: no keys, no tiers, no tokio.
 
+mod disk;
+mod engine;
+
+pub use disk::{DirEntry, Disk, FileKind, Meta, Open, Space};
+pub use engine::{Completion, CompletionSink, IoBuf, IoEngine, IoOp, Job, Rejected};

@@ -1,1 +1,20 @@
+//! What an L2 adapter is: the traits, their obligations, the handle that checks every digest, and decorators.
+//!
+//! An adapter stores and loads batches of chunks somewhere below host memory. It implements [`L2Store`] and, where its
+//! backend can, the optional traits beside it; an [`Adapter`] holds what it offers. The conformance suite in
+//! `kvstrata-testkit` has one test per numbered obligation, and every adapter and every decorator runs it.
+//!
+//! Architecture invariant: this crate knows no backend. Nothing here retries: deadlines and retries belong to the manager.
+#![forbid(unsafe_code)]
 
+mod adapter;
+mod request;
+mod sink;
+mod store;
+mod timer;
+
+pub use adapter::Adapter;
+pub use request::{Answer, Found, Get, GetItem, Keys, Loaded, Miss, Probe, Put, PutItem, Stored};
+pub use sink::{GetSink, PutSink, Receive, Sink};
+pub use store::{L2Desc, L2List, L2Remove, L2Store, L2Usage, ListPage, MemoryKinds, StoreUsage};
+pub use timer::{Timer, TokioTimer};
