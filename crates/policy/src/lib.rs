@@ -1,12 +1,32 @@
 //! What goes where: store and prefetch policies as pure functions of keys, answers and a view of the tiers.
 //!
+//! A [`StorePolicy`] says which tiers a committed chunk is written to and when it may leave L1; a [`PrefetchPolicy`] says
+//! from which tier a missing chunk is loaded and whether it stays. The names are LMCache's, and so is what they do.
+//!
+//! ```
+//! use kvstrata_core::{ChunkHash, KeyMask, KeyScope, KvRank, ObjectKey};
+//! use kvstrata_policy::{prefetch_by_name, L2Id, TierView};
+//!
+//! let scope = KeyScope::new("model", KvRank::single(), 0, "")?;
+//! let keys: Vec<_> = (0..3).map(|n| ObjectKey::new(&scope, ChunkHash::from([n; 32]))).collect();
+//! let found = KeyMask::all(3);
+//! let disk = TierView {
+//!     id: L2Id(0), name: "fs", weight: 1, stores: true, loads: true, found: &found, load_time: None,
+//! };
+//! let plan = prefetch_by_name("default")?.plan(&keys, &KeyMask::first(1, 3), &[disk]);
+//! assert_eq!(plan.sources, [None, Some(L2Id(0)), Some(L2Id(0))], "the first chunk is in L1 already");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! Architecture invariant: no I/O, no time, no state, no tokio; no `unsafe`.
 #![forbid(unsafe_code)]
 
+mod names;
 mod prefetch;
 mod store;
 mod tier;
 
-pub use prefetch::{Admit, Plan, PrefetchPolicy};
-pub use store::StorePolicy;
+pub use names::{PREFETCH_NAMES, STORE_NAMES, UnknownPolicy, prefetch_by_name, store_by_name};
+pub use prefetch::{Admit, Plan, PrefetchDefault, PrefetchPolicy, PrefetchRetain};
+pub use store::{SkipL1, StoreDefault, StorePolicy};
 pub use tier::{L2Id, TierView};

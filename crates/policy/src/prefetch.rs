@@ -36,3 +36,44 @@ pub trait PrefetchPolicy: Send + Sync + Debug + 'static {
     /// What becomes of what a plan of this policy loads; the same as [`Plan::admit`].
     fn admit(&self) -> Admit;
 }
+
+/// `default`: the first tier in order that has a key serves it, and what is loaded is temporary.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PrefetchDefault;
+
+/// `retain`: like `default`, but what is loaded stays in L1.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PrefetchRetain;
+
+impl PrefetchPolicy for PrefetchDefault {
+    fn name(&self) -> &'static str {
+        "default"
+    }
+
+    fn plan(&self, keys: &[ObjectKey], resident: &KeyMask, tiers: &[TierView<'_>]) -> Plan {
+        Plan { sources: first_that_has(keys.len(), resident, tiers), admit: self.admit() }
+    }
+
+    fn admit(&self) -> Admit {
+        Admit::Temporary
+    }
+}
+
+impl PrefetchPolicy for PrefetchRetain {
+    fn name(&self) -> &'static str {
+        "retain"
+    }
+
+    fn plan(&self, keys: &[ObjectKey], resident: &KeyMask, tiers: &[TierView<'_>]) -> Plan {
+        Plan { sources: first_that_has(keys.len(), resident, tiers), admit: self.admit() }
+    }
+
+    fn admit(&self) -> Admit {
+        Admit::Retained
+    }
+}
+
+fn first_that_has(keys: usize, resident: &KeyMask, tiers: &[TierView<'_>]) -> Vec<Option<L2Id>> {
+    let source = |i| tiers.iter().find(|t| t.loads && t.found.get(i)).map(|t| t.id);
+    (0..keys).map(|i| if resident.get(i) { None } else { source(i) }).collect()
+}
