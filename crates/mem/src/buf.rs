@@ -35,6 +35,36 @@ impl Block {
         // SAFETY: whoever made the block vouched that the extent lies in the region.
         unsafe { self.region.base().add(self.extent.offset) }
     }
+
+    fn read_at(&self, len: usize, at: usize, to: &mut [u8]) -> Result<()> {
+        if at.checked_add(to.len()).is_none_or(|end| end > len) {
+            return Err(outside("read from buffer", at, to.len(), len));
+        }
+        if self.region.kind() == RegionKind::Device {
+            return Err(not_host("read from buffer"));
+        }
+        // SAFETY: `at` is inside the buffer.
+        let from = unsafe { self.ptr().add(at) };
+        // SAFETY: both sides are valid for that many bytes; `to` is a unique borrow, so it is no part of this buffer.
+        unsafe { from.as_ptr().copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    /// The caller holds the only handle, or one that nobody writes through.
+    fn visit(&self, len: usize, mut f: impl FnMut(&[u8])) -> Result<()> {
+        if self.region.kind() == RegionKind::Private {
+            // SAFETY: private host memory, initialised, at least `len` bytes long, and not written during the call.
+            f(unsafe { std::slice::from_raw_parts(self.ptr().as_ptr(), len) });
+            return Ok(());
+        }
+        let mut copy = [0; 16 << 10];
+        for at in (0..len).step_by(copy.len()) {
+            let n = copy.len().min(len - at);
+            self.read_at(len, at, &mut copy[..n])?;
+            f(&copy[..n]);
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Block {
@@ -128,6 +158,22 @@ impl WriteBuf {
         Ok(())
     }
 
+    /// Copies the bytes from `at` on into `to`: what a driver filled in can be checked before it is sealed.
+    ///
+    /// # Errors
+    /// As [`ReadBuf::read_at`].
+    pub fn read_at(&self, at: usize, to: &mut [u8]) -> Result<()> {
+        self.block.read_at(self.len, at, to)
+    }
+
+    /// Shows the bytes piece by piece, as [`ReadBuf::visit`] does.
+    ///
+    /// # Errors
+    /// `Unsupported` for device memory.
+    pub fn visit(&self, f: impl FnMut(&[u8])) -> Result<()> {
+        self.block.visit(self.len, f)
+    }
+
     /// Ends the writing. Only the first `len` bytes are the payload.
     ///
     /// # Panics
@@ -205,35 +251,15 @@ impl ReadBuf {
     /// # Errors
     /// `Invalid` outside the payload, `Unsupported` for device memory.
     pub fn read_at(&self, at: usize, to: &mut [u8]) -> Result<()> {
-        if at.checked_add(to.len()).is_none_or(|end| end > self.len) {
-            return Err(outside("read from buffer", at, to.len(), self.len));
-        }
-        if self.region().kind() == RegionKind::Device {
-            return Err(not_host("read from buffer"));
-        }
-        // SAFETY: `at` is inside the buffer.
-        let from = unsafe { self.block.ptr().add(at) };
-        // SAFETY: both sides are valid for that many bytes; `to` is a unique borrow, so it is no part of this buffer.
-        unsafe { from.as_ptr().copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
-        Ok(())
+        self.block.read_at(self.len, at, to)
     }
 
     /// Shows the payload piece by piece, in order: whole for private memory, through a 16 KiB copy for shared memory.
     ///
     /// # Errors
     /// `Unsupported` for device memory.
-    pub fn visit(&self, mut f: impl FnMut(&[u8])) -> Result<()> {
-        if let Some(whole) = self.as_slice() {
-            f(whole);
-            return Ok(());
-        }
-        let mut copy = [0; 16 << 10];
-        for at in (0..self.len).step_by(copy.len()) {
-            let n = copy.len().min(self.len - at);
-            self.read_at(at, &mut copy[..n])?;
-            f(&copy[..n]);
-        }
-        Ok(())
+    pub fn visit(&self, f: impl FnMut(&[u8])) -> Result<()> {
+        self.block.visit(self.len, f)
     }
 }
 
