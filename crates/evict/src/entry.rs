@@ -74,6 +74,9 @@ pub enum Removal {
 pub trait EvictionPolicy: Send + Debug + 'static {
     /// The policy's name, one of those `by_name` takes.
     fn name(&self) -> &'static str;
+    /// The capacity of the owner's tier, in weight: told before the first insert and whenever it changes. A policy that
+    /// divides its space, and was never told, takes the most weight it has held.
+    fn set_capacity(&mut self, weight: u64);
     /// An entry became resident, unpinned. Inserting a resident slot again replaces it.
     fn insert(&mut self, entry: Entry, cx: &Access);
     /// A resident entry was used.
@@ -88,4 +91,24 @@ pub trait EvictionPolicy: Send + Debug + 'static {
     fn remove(&mut self, slot: Slot, why: Removal);
     /// Appends entries worth at least `want` in weight to `out`, first to go first; returns their total weight.
     fn victims(&mut self, want: u64, out: &mut Vec<Slot>) -> u64;
+    /// The quotas of tenants, if this policy keeps tenants apart.
+    fn quotas(&mut self) -> Option<&mut dyn Quotas>;
+    /// The heap memory held, in bytes.
+    fn memory(&self) -> usize;
+}
+
+/// Quotas of tenants, in weight. They may change at any time; entries are not dropped by a change, but go first when
+/// victims are next asked for.
+pub trait Quotas {
+    /// Gives a tenant a quota of its own.
+    fn set(&mut self, tenant: TenantId, weight: u64);
+    /// Takes a tenant's own quota away: the default applies. Says whether it had one.
+    fn delete(&mut self, tenant: TenantId) -> bool;
+    /// The tenants with a quota of their own, in order.
+    fn list(&self) -> Vec<(TenantId, u64)>;
+    /// What applies to tenants without a quota of their own. `None`, as it starts: they share what is left, as one LRU.
+    /// `Some(0)`: they are the first to go.
+    fn set_default(&mut self, weight: Option<u64>);
+    /// The tenants that hold anything, in order, and how much.
+    fn usage(&self) -> Vec<(TenantId, u64)>;
 }

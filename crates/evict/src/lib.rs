@@ -5,7 +5,7 @@
 //! it, and asks for victims. So one policy serves host memory and disks alike, and other projects can take this crate
 //! for the policies alone.
 //!
-//! ```ignore
+//! ```
 //! use std::num::NonZeroU32;
 //! use kvstrata_evict::{by_name, Access, Entry, Removal, Slot, TenantId};
 //!
@@ -27,6 +27,17 @@
 //! Architecture invariant: no keys, no memory, no clocks, no locks, no async, no I/O; no `unsafe`.
 #![forbid(unsafe_code)]
 
+mod bits;
 mod entry;
+mod fifo;
+mod lru;
+mod names;
+mod noop;
+mod order;
+mod table;
 
-pub use entry::{Access, Entry, EvictionPolicy, Removal, Slot, TenantId};
+pub use entry::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot, TenantId};
+pub use fifo::Fifo;
+pub use lru::Lru;
+pub use names::{NAMES, UnknownPolicy, by_name};
+pub use noop::Noop;
