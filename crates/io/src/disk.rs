@@ -7,14 +7,14 @@ use std::time::SystemTime;
 
 use kvstrata_mem::{ReadBuf, WriteBuf};
 
-use crate::IoEngine;
+use crate::{FsType, IoEngine};
 
-/// How a file is opened. All flags off opens an existing file for reading.
+/// How a file is opened. All flags off opens an existing file for reading. A symbolic link is never opened (`ELOOP`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Open {
     /// Writing is allowed too.
     pub write: bool,
-    /// The file is made; it must not exist yet (`EEXIST`).
+    /// The file is made; it must not exist yet (`EEXIST`). Needs `write` (`EINVAL`).
     pub create_new: bool,
     /// Bypass the page cache. Offsets, lengths and addresses are then multiples of the block size. A file system that
     /// cannot do it answers `EINVAL`.
@@ -52,6 +52,8 @@ pub struct Space {
     pub available: u64,
     /// The block size that direct I/O and allocation go by.
     pub block: u32,
+    /// The kind of file system.
+    pub fs: FsType,
 }
 
 /// Size and time of a file.
@@ -119,7 +121,7 @@ pub trait Disk: Send + Sync + Debug + 'static {
     fn write_buf_at(&self, file: &Self::File, offset: u64, buf: &ReadBuf, len: usize) -> Result<()>;
     /// Sets the file's length.
     fn set_len(&self, file: &Self::File, len: u64) -> Result<()>;
-    /// Sets blocks aside for the first `len` bytes, so that writes there cannot run out of space.
+    /// Sets blocks aside for the first `len` bytes, so that writes there cannot run out of space. The file's length stays.
     fn allocate(&self, file: &Self::File, len: u64) -> Result<()>;
     /// Makes the file's bytes and length durable.
     fn sync_file(&self, file: &Self::File) -> Result<()>;

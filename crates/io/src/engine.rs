@@ -59,6 +59,25 @@ impl<F> Debug for Rejected<F> {
     }
 }
 
+/// What an engine has done, and what it has to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct EngineStats {
+    /// Reads and urgent jobs that wait for a thread.
+    pub queued_first: usize,
+    /// Writes and other jobs that wait for a thread.
+    pub queued_rest: usize,
+    /// Operations and jobs that are being carried out.
+    pub running: usize,
+    /// Payload bytes that belong to the engine now, waiting ones included.
+    pub bytes_in_flight: u64,
+    /// Operations and jobs that have ended, failed ones too.
+    pub finished: u64,
+    /// Operations that completed with an error.
+    pub failed: u64,
+    /// Panics of jobs and sinks.
+    pub panics: u64,
+}
+
 /// A piece of blocking work for an engine's threads.
 pub type Job = Box<dyn FnOnce() + Send>;
 
@@ -71,8 +90,10 @@ pub type Job = Box<dyn FnOnce() + Send>;
 /// 2. **Exactly once.** Each accepted operation completes exactly once, failed ones too; a rejected submission hands every
 ///    operation back and completes none.
 /// 3. **Whole transfers.** Short transfers are continued until the end of the file; interrupted ones are repeated.
-/// 4. **Loads first.** Where both wait, reads start before writes, and urgent jobs before others.
+/// 4. **Loads first.** Where both wait, reads start before writes, and urgent jobs before others; only every eighth start
+///    goes to those that were overtaken, so that nothing starves.
 /// 5. **A panic in a job or a sink** ends that job, is counted, and leaves the engine working.
+/// 6. **Closing.** After `close` everything new is handed back, and everything accepted before still finishes.
 pub trait IoEngine: Send + Sync + Debug + 'static {
     /// The files it works on.
     type File: Send + Sync + Debug + 'static;
@@ -92,4 +113,10 @@ pub trait IoEngine: Send + Sync + Debug + 'static {
     /// # Errors
     /// Hands the job back if the engine is shutting down.
     fn spawn(&self, urgent: bool, job: Job) -> Result<(), Job>;
+
+    /// Takes nothing new from now on. Does not wait.
+    fn close(&self);
+
+    /// A snapshot of the counters.
+    fn stats(&self) -> EngineStats;
 }

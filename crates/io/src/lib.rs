@@ -9,6 +9,14 @@
 
 mod disk;
 mod engine;
+mod fs_type;
+mod os;
+mod pool;
+mod queue;
+mod whole;
 
 pub use disk::{DirEntry, Disk, FileKind, Meta, Open, Space};
-pub use engine::{Completion, CompletionSink, IoBuf, IoEngine, IoOp, Job, Rejected};
+pub use engine::{Completion, CompletionSink, EngineStats, IoBuf, IoEngine, IoOp, Job, Rejected};
+pub use fs_type::FsType;
+pub use os::{OsDisk, OsFile, OsOptions};
+pub use pool::ThreadPool;
