@@ -1,0 +1,371 @@
+//! Looking up and loading.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::Pin as StdPin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use kvstrata_core::{Error, ErrorKind, KeyMask, Result};
+use kvstrata_evict::Access;
+use kvstrata_l2::{Adapter, Answer, Get, GetItem, GetSink, Keys, Miss, Probe};
+use kvstrata_mem::{UNIT, WriteBuf};
+use kvstrata_policy::{Admit, L2Id, Plan, TierView};
+use tokio::sync::mpsc;
+
+use crate::guard::Hit;
+use crate::machine::Arrival;
+use crate::manager::Inner;
+use crate::{Hits, Layouts, LoadMode, Manager, Pin, Request, Source};
+
+/// What is where, for one batch. The L1 hits are pinned in here.
+pub struct Lookup {
+    keys: Keys,
+    rq: Request,
+    hits: Hits,
+    tiers: Vec<(L2Id, Adapter, KeyMask)>,
+}
+
+impl Lookup {
+    /// The pinned L1 hits.
+    pub fn hits(&self) -> &Hits {
+        &self.hits
+    }
+
+    /// Keys that are in L1.
+    pub fn l1(&self) -> KeyMask {
+        self.hits.mask()
+    }
+
+    /// Keys that some adapter has and L1 has not.
+    pub fn l2(&self) -> KeyMask {
+        let mut found = KeyMask::none(self.keys.len());
+        self.tiers.iter().for_each(|(_, _, has)| found.union(has));
+        found
+    }
+
+    /// How many chunks from the front are somewhere: the prefix an engine can use.
+    pub fn prefix(&self) -> usize {
+        let mut any = self.l1();
+        any.union(&self.l2());
+        any.prefix()
+    }
+
+    /// Keeps the L1 hits only.
+    pub fn into_hits(self) -> Hits {
+        self.hits
+    }
+}
+
+impl fmt::Debug for Lookup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lookup").field("l1", &self.l1()).field("l2", &self.l2()).finish()
+    }
+}
+
+/// One key's answer to a load.
+#[derive(Debug)]
+pub enum LoadAnswer {
+    /// The bytes, pinned.
+    Hit(Pin),
+    /// It is not there. In [`LoadMode::Prefix`] also every key behind the first gap ([`Miss::Absent`]).
+    Miss(Miss),
+    /// It could not be had: an error of the adapter, no room in L1, or no answer by the deadline.
+    Failed(Error),
+}
+
+/// The answers of a load as they arrive. Dropping it lets go of what has arrived; what is in flight ends on its own.
+pub struct Loading {
+    inner: Arc<Inner>,
+    rq: Request,
+    ready: VecDeque<(usize, LoadAnswer)>,
+    arriving: mpsc::UnboundedReceiver<(usize, LoadAnswer)>,
+    /// Keys without an answer yet.
+    waiting: KeyMask,
+}
+
+/// A finished load.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What arrived, pinned.
+    pub hits: Hits,
+    /// What did not, and why: position and answer (never a hit).
+    pub misses: Vec<(usize, LoadAnswer)>,
+}
+
+impl Loading {
+    /// The next answer; `None` when every key has one. At the request's deadline the keys without an answer are answered
+    /// with `TimedOut`.
+    pub async fn next(&mut self) -> Option<(usize, LoadAnswer)> {
+        if let Some(answer) = self.ready.pop_front() {
+            return Some(answer);
+        }
+        if self.waiting.is_clear() {
+            return None;
+        }
+        let arrived = tokio::select! {
+            biased;
+            arrived = self.arriving.recv() => arrived,
+            () = self.inner.timer.sleep_until(self.rq.deadline) => None,
+        };
+        match arrived {
+            Some((position, answer)) => {
+                self.waiting.clear(position);
+                Some((position, answer))
+            }
+            None => {
+                let late = self.waiting.count() as u64;
+                self.inner.with(|m| m.stats.load_timeouts += late);
+                let late = self.waiting.iter().map(|i| {
+                    let e = Error::new(ErrorKind::TimedOut, "load", "no answer by the deadline");
+                    (i, LoadAnswer::Failed(e))
+                });
+                self.ready.extend(late);
+                self.waiting = KeyMask::none(self.waiting.len());
+                self.ready.pop_front()
+            }
+        }
+    }
+
+    /// Waits for every answer.
+    pub async fn finish(mut self) -> Loaded {
+        let mut hits =
+            Hits { hits: (0..self.waiting.len()).map(|_| None).collect(), inner: Arc::clone(&self.inner) };
+        let mut misses = Vec::new();
+        while let Some((position, answer)) = self.next().await {
+            match answer {
+                LoadAnswer::Hit(pin) => hits.adopt(position, pin),
+                other => misses.push((position, other)),
+            }
+        }
+        Loaded { hits, misses }
+    }
+}
+
+impl fmt::Debug for Loading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Loading({} ready, {} waiting)", self.ready.len(), self.waiting.count())
+    }
+}
+
+impl Manager {
+    /// Says what is where: L1 in one step, and only for what L1 lacks, every adapter. An adapter that does not answer by
+    /// the request's deadline has nothing.
+    pub async fn lookup(&self, rq: &Request, keys: &Keys) -> Lookup {
+        let hits = self.read(rq, keys);
+        let missing: Vec<usize> = (0..keys.len()).filter(|i| hits.hits[*i].is_none()).collect();
+        let mut lookup = Lookup { keys: Arc::clone(keys), rq: *rq, hits, tiers: Vec::new() };
+        if missing.is_empty() {
+            return lookup;
+        }
+        let asked: Keys = if missing.len() == keys.len() {
+            Arc::clone(keys)
+        } else {
+            missing.iter().map(|i| keys[*i].clone()).collect()
+        };
+        let adapters = self.0.serving();
+        let probes = adapters.iter().map(|(_, adapter)| {
+            let probe = Probe { keys: Arc::clone(&asked), deadline: rq.deadline, affinity: rq.affinity };
+            async {
+                tokio::select! {
+                    biased;
+                    found = adapter.store.probe(probe) => found,
+                    () = self.0.timer.sleep_until(rq.deadline) => Vec::new(),
+                }
+            }
+        });
+        let answers = all(probes).await;
+        for ((id, adapter), found) in adapters.into_iter().zip(answers) {
+            let mut has = KeyMask::none(keys.len());
+            for (answer, position) in found.into_iter().zip(&missing) {
+                if matches!(answer, Ok(Some(_))) {
+                    has.set(*position);
+                }
+            }
+            lookup.tiers.push((id, adapter, has));
+        }
+        let l2_hits = lookup.l2().count() as u64;
+        self.0.with(|m| {
+            m.stats.l2_hits += l2_hits;
+            m.stats.misses += missing.len() as u64 - l2_hits;
+        });
+        lookup
+    }
+
+    /// Loads what a lookup found. Each key is answered as it arrives, L1 hits at once; a prefix is a good answer, and so
+    /// is what came by the deadline.
+    pub fn load(&self, lookup: Lookup, layouts: &Layouts, mode: LoadMode) -> Loading {
+        let Lookup { keys, rq, mut hits, tiers } = lookup;
+        let resident = hits.mask();
+        let views: Vec<TierView<'_>> = tiers
+            .iter()
+            .map(|(id, adapter, found)| TierView {
+                id: *id,
+                name: &adapter.store.desc().name,
+                weight: 1,
+                stores: true,
+                loads: true,
+                found,
+                load_time: None,
+            })
+            .collect();
+        let Plan { mut sources, admit } = self.0.prefetch.plan(&keys, &resident, &views);
+        let (send, arriving) = mpsc::unbounded_channel();
+        let mut ready = VecDeque::new();
+        let mut waiting = KeyMask::none(keys.len());
+        let inner = Arc::clone(&self.0);
+        for (i, hit) in std::mem::take(&mut hits.hits).into_iter().enumerate() {
+            if let Some(hit) = hit {
+                ready.push_back((i, LoadAnswer::Hit(Pin { hit, inner: Arc::clone(&inner) })));
+            }
+        }
+        let gap = (0..keys.len()).find(|i| !resident.get(*i) && sources[*i].is_none()).unwrap_or(keys.len());
+        if mode == LoadMode::Prefix {
+            sources[gap..].fill(None);
+        }
+        let mut batches: Vec<Vec<(usize, GetItem)>> = tiers.iter().map(|_| Vec::new()).collect();
+        let mut full: Option<Error> = None;
+        for (i, source) in sources.iter().enumerate().filter(|(i, _)| !resident.get(*i)) {
+            let Some(tier) = source.and_then(|id| tiers.iter().position(|t| t.0 == id)) else {
+                ready.push_back((i, LoadAnswer::Miss(Miss::Absent)));
+                continue;
+            };
+            let layout = layouts.at(i).clone();
+            let room = match &full {
+                Some(e) => Err(e.clone()),
+                None => inner.landing_room(admit, layout.bytes()),
+            };
+            match room {
+                Ok(buf) => {
+                    waiting.set(i);
+                    batches[tier].push((i, GetItem { key: keys[i].clone(), layout, buf }));
+                }
+                // In a prefix nothing behind the first chunk without room is of use.
+                Err(e) => {
+                    inner.with(|m| m.stats.load_no_space += 1);
+                    if mode == LoadMode::Prefix {
+                        full = Some(e.clone());
+                    }
+                    ready.push_back((i, LoadAnswer::Failed(e)));
+                }
+            }
+        }
+        for ((id, adapter, _), items) in tiers.into_iter().zip(batches) {
+            let max = adapter.store.desc().max_batch.max(1);
+            let mut items = items.into_iter().peekable();
+            while items.peek().is_some() {
+                inner.get(id, &adapter, items.by_ref().take(max).collect(), &keys, &rq, admit, &send);
+            }
+        }
+        Loading { inner, rq, ready, arriving, waiting }
+    }
+}
+
+impl Inner {
+    /// A buffer for a chunk on its way up. A full staging budget is not waited for: what fills it are loads that must be
+    /// read first, often the caller's own.
+    fn landing_room(self: &Arc<Self>, admit: Admit, bytes: u64) -> Result<WriteBuf> {
+        match admit {
+            Admit::Retained => self.with(|m| m.room_for(bytes)),
+            Admit::Temporary => self.staging.reserve(usize::try_from(bytes).unwrap_or(usize::MAX), UNIT),
+        }
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call site; the batch's parts belong to different owners"
+    )]
+    fn get(
+        self: &Arc<Self>,
+        tier: L2Id,
+        adapter: &Adapter,
+        items: Vec<(usize, GetItem)>,
+        keys: &Keys,
+        rq: &Request,
+        admit: Admit,
+        send: &mpsc::UnboundedSender<(usize, LoadAnswer)>,
+    ) {
+        let (positions, items): (Vec<usize>, Vec<GetItem>) = items.into_iter().unzip();
+        let layouts: Vec<_> = items.iter().map(|i| i.layout.clone()).collect();
+        let (inner, keys, send, cx) =
+            (Arc::clone(self), Arc::clone(keys), send.clone(), rq.access(keys.len()));
+        let receiver = move |at: usize, answer: Answer| {
+            let position = positions[at];
+            let answer = match answer {
+                Answer::Loaded(loaded) => {
+                    let len = layouts[at].bytes() as usize;
+                    let arrival = Arrival {
+                        key: keys[position].clone(),
+                        parent: position.checked_sub(1).map(|p| keys[p].clone()),
+                        layout: layouts[at].clone(),
+                        buf: loaded.buf.seal(len),
+                        cx: Access { position: cx.position + position as u32, ..cx },
+                    };
+                    let verified = loaded.verified;
+                    LoadAnswer::Hit(inner.arrive(tier, arrival, admit, verified))
+                }
+                Answer::Miss(why, buf) => {
+                    drop(buf);
+                    inner.with(|m| {
+                        let slot = Miss::ALL.iter().position(|r| *r == why).expect("every reason is listed");
+                        m.stats.load_misses[slot] += 1;
+                    });
+                    LoadAnswer::Miss(why)
+                }
+                Answer::Failed(e, buf) => {
+                    drop(buf);
+                    inner.with(|m| m.stats.load_failures += 1);
+                    LoadAnswer::Failed(e)
+                }
+            };
+            // A caller who stopped listening gets nothing, and the pin ends here.
+            let _ = send.send((position, answer));
+        };
+        let sink = GetSink::new(items.len(), Arc::new(receiver));
+        let late = sink.clone();
+        let (adapter, deadline, affinity) = (adapter.clone(), rq.deadline, rq.affinity);
+        let work = async move { adapter.store.get(Get { items, deadline, affinity }, sink).await };
+        self.bounded(deadline, work, move || {
+            late.answer_rest(|_| {
+                Answer::Failed(
+                    Error::new(ErrorKind::TimedOut, "load", "the adapter did not answer in time"),
+                    None,
+                )
+            });
+        });
+    }
+
+    fn arrive(self: &Arc<Self>, tier: L2Id, arrival: Arrival, admit: Admit, verified: bool) -> Pin {
+        let (handle, buf) = self.with(|m| {
+            m.stats.loaded += 1;
+            m.stats.loaded_bytes += arrival.buf.len() as u64;
+            m.stats.unverified += u64::from(!verified);
+            match admit {
+                Admit::Temporary => (None, arrival.buf),
+                Admit::Retained => {
+                    let (handle, buf) = m.admit(arrival);
+                    (Some(handle), buf)
+                }
+            }
+        });
+        Pin { hit: Hit { buf, handle, source: Source::L2(tier) }, inner: Arc::clone(self) }
+    }
+}
+
+/// Waits for all of a few futures at once.
+async fn all<T>(futures: impl Iterator<Item = impl Future<Output = T> + Send>) -> Vec<T> {
+    let mut waiting: Vec<(Option<T>, StdPin<Box<_>>)> = futures.map(|f| (None, Box::pin(f))).collect();
+    poll_fn(|cx| {
+        let mut pending = false;
+        for (result, future) in waiting.iter_mut().filter(|(r, _)| r.is_none()) {
+            match future.as_mut().poll(cx) {
+                Poll::Ready(value) => *result = Some(value),
+                Poll::Pending => pending = true,
+            }
+        }
+        if pending { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+    waiting.into_iter().map(|(result, _)| result.expect("all are ready")).collect()
+}

@@ -1,0 +1,408 @@
+//! The state of the manager, and every decision: no I/O, no clock, no spawn. Time comes in with each call, what is to be
+//! done outside comes out as [`Effect`]s.
+
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+
+use foldhash::fast::FixedState;
+use kvstrata_core::{Affinity, Error, ErrorKind, Instant, KeyMask, Layout, ObjectKey};
+use kvstrata_evict::{Access, Entry as PolicyEntry, EvictionPolicy, Removal, Slot, TenantId};
+use kvstrata_mem::{Allocate, ReadBuf, WriteBuf};
+use kvstrata_policy::{L2Id, StorePolicy};
+
+use crate::index::{Entry, Handle, Index, KeyMap, StoreState};
+use crate::store::{Retry, StoreOp};
+use crate::{Committed, Grant, Layouts, Options, Stats, StoredHook};
+
+/// Work for the driver.
+pub(crate) enum Effect {
+    /// Hand these to an adapter; its answers come back through `Machine::stored`.
+    Put { tier: L2Id, op: u64, items: Vec<(ObjectKey, Layout, ReadBuf)>, affinity: Affinity },
+    /// Take this away again: it was deleted while it was being stored.
+    Remove { tier: L2Id, key: ObjectKey },
+    /// Tell the caller that the key can be read from L2.
+    Hook { hook: Arc<dyn StoredHook>, key: ObjectKey },
+}
+
+/// An adapter as the machine sees it.
+pub(crate) struct Tier {
+    pub(crate) id: L2Id,
+    pub(crate) name: String,
+    pub(crate) weight: u32,
+    /// Leaving: no new stores or loads.
+    pub(crate) draining: bool,
+    /// Keys of stores in flight.
+    pub(crate) in_flight: usize,
+}
+
+/// A granted buffer and what its commit needs to know.
+pub(crate) struct Granted {
+    pub(crate) key: ObjectKey,
+    pub(crate) parent: Option<ObjectKey>,
+    pub(crate) layout: Layout,
+    pub(crate) buf: WriteBuf,
+    pub(crate) cx: Access,
+    pub(crate) affinity: Affinity,
+}
+
+/// One key's answer to `Machine::reserve`.
+pub(crate) enum Room {
+    Granted(Box<Granted>),
+    Resident,
+    Busy,
+    Refused(Error),
+}
+
+/// A loaded chunk to admit.
+pub(crate) struct Arrival {
+    pub(crate) key: ObjectKey,
+    pub(crate) parent: Option<ObjectKey>,
+    pub(crate) layout: Layout,
+    pub(crate) buf: ReadBuf,
+    pub(crate) cx: Access,
+}
+
+pub(crate) struct Machine {
+    pub(crate) index: Index,
+    policy: Box<dyn EvictionPolicy>,
+    cache: Arc<dyn Allocate>,
+    pub(crate) store_policy: Box<dyn StorePolicy>,
+    pub(crate) options: Options,
+    /// Keys somebody is writing.
+    staged: KeyMap<()>,
+    tenants: hashbrown::HashMap<String, TenantId, FixedState>,
+    pub(crate) tiers: Vec<Tier>,
+    pub(crate) ops: hashbrown::HashMap<u64, StoreOp, FixedState>,
+    pub(crate) next_op: u64,
+    pub(crate) retries: BinaryHeap<Retry>,
+    pub(crate) stats: Stats,
+    pub(crate) effects: Vec<Effect>,
+    pub(crate) closed: bool,
+    victims: Vec<Slot>,
+}
+
+impl Machine {
+    pub(crate) fn new(
+        cache: Arc<dyn Allocate>,
+        policy: Box<dyn EvictionPolicy>,
+        store_policy: Box<dyn StorePolicy>,
+        options: Options,
+    ) -> Self {
+        Self {
+            index: Index::default(),
+            policy,
+            cache,
+            store_policy,
+            options,
+            staged: KeyMap::default(),
+            tenants: hashbrown::HashMap::default(),
+            tiers: Vec::new(),
+            ops: hashbrown::HashMap::default(),
+            next_op: 0,
+            retries: BinaryHeap::new(),
+            stats: Stats::default(),
+            effects: Vec::new(),
+            closed: false,
+            victims: Vec::new(),
+        }
+    }
+
+    fn tenant(&mut self, salt: &str) -> TenantId {
+        if salt.is_empty() {
+            return TenantId(0);
+        }
+        let next = TenantId(self.tenants.len() as u32 + 1);
+        *self.tenants.entry_ref(salt).or_insert(next)
+    }
+
+    // ---- reservations ------------------------------------------------------------------------------------------
+
+    /// Sets buffers aside for a chain of keys, first to last. What is resident or being written is skipped. At the first
+    /// key without room the rest is refused, and under [`Grant::Whole`] everything that was granted goes back.
+    pub(crate) fn reserve(
+        &mut self,
+        keys: &[ObjectKey],
+        layouts: &Layouts,
+        grant: Grant,
+        cx: Access,
+        affinity: Affinity,
+    ) -> Vec<Room> {
+        let mut full: Option<Error> = None;
+        let mut rooms = Vec::with_capacity(keys.len());
+        for (i, key) in keys.iter().enumerate() {
+            rooms.push(if self.index.find(key).is_some() {
+                Room::Resident
+            } else if self.staged.contains_key(key) {
+                Room::Busy
+            } else if let Some(e) = &full {
+                Room::Refused(e.clone())
+            } else {
+                match self.room_for(layouts.at(i).bytes()) {
+                    Ok(buf) => {
+                        self.staged.insert(key.clone(), ());
+                        Room::Granted(Box::new(Granted {
+                            key: key.clone(),
+                            parent: i.checked_sub(1).map(|p| keys[p].clone()),
+                            layout: layouts.at(i).clone(),
+                            buf,
+                            cx: Access { position: cx.position + i as u32, ..cx },
+                            affinity,
+                        }))
+                    }
+                    Err(e) => Room::Refused(full.insert(e).clone()),
+                }
+            });
+        }
+        if let (Some(why), Grant::Whole) = (full, grant) {
+            for room in &mut rooms {
+                if let Room::Granted(granted) = room {
+                    self.staged.remove(&granted.key);
+                    *room = Room::Refused(why.clone());
+                }
+            }
+        }
+        rooms
+    }
+
+    /// The writer of a reservation went away without a commit.
+    pub(crate) fn abort(&mut self, key: &ObjectKey) {
+        self.staged.remove(key);
+        self.stats.aborts += 1;
+    }
+
+    /// A buffer from the cache budget, evicting exactly as much as is missing.
+    pub(crate) fn room_for(&mut self, bytes: u64) -> Result<WriteBuf, Error> {
+        let bytes = usize::try_from(bytes)
+            .map_err(|_| Error::invalid("reserve", "an object this large cannot be mapped"))?;
+        loop {
+            let e = match self.cache.reserve(bytes, kvstrata_mem::UNIT) {
+                Ok(buf) => return Ok(buf),
+                Err(e) if e.kind() == ErrorKind::NoSpace => e,
+                Err(e) => return Err(e),
+            };
+            let usage = self.cache.usage();
+            let units = bytes.next_multiple_of(kvstrata_mem::UNIT) as u64;
+            // At least one victim even when the budget has room: then the free memory is in pieces.
+            let want = (usage.used + units).saturating_sub(usage.limit).max(1);
+            if !self.evict(want) {
+                return Err(e);
+            }
+        }
+    }
+
+    /// Evicts at least `want` bytes if the policy has that much to give; whether anything went.
+    fn evict(&mut self, want: u64) -> bool {
+        let mut victims = std::mem::take(&mut self.victims);
+        victims.clear();
+        self.policy.victims(want, &mut victims);
+        let went = !victims.is_empty();
+        for slot in victims.drain(..) {
+            let Some(entry) = self.index.remove(slot) else { continue };
+            debug_assert_eq!(entry.pins, 0, "a policy gave up a pinned chunk");
+            self.policy.remove(slot, Removal::Evicted);
+            self.stats.evicted += 1;
+            self.stats.evicted_bytes += entry.buf.len() as u64;
+        }
+        self.victims = victims;
+        went
+    }
+
+    // ---- commits -----------------------------------------------------------------------------------------------
+
+    /// Makes written chunks readable, last one first, and sends them on their way to L2. The answers are in the order of
+    /// `granted`.
+    pub(crate) fn commit(
+        &mut self,
+        granted: Vec<Box<Granted>>,
+        hook: Option<&Arc<dyn StoredHook>>,
+    ) -> Vec<Committed> {
+        let affinity = granted.first().map(|g| g.affinity).unwrap_or_default();
+        // Slots are given out first, so that a chunk inserted before its parent can already name the parent's slot.
+        let slots: Vec<Option<Slot>> = granted
+            .iter()
+            .map(|g| {
+                self.staged.remove(&g.key);
+                self.index.find(&g.key).is_none().then(|| self.index.take_slot())
+            })
+            .collect();
+        let mut answers = vec![Committed::Duplicate; granted.len()];
+        let mut handles = Vec::with_capacity(granted.len());
+        for (i, g) in granted.into_iter().enumerate().rev() {
+            let Some(slot) = slots[i] else {
+                self.stats.duplicates += 1;
+                continue;
+            };
+            let parent = match i.checked_sub(1).and_then(|p| slots[p]) {
+                in_batch @ Some(_) => in_batch,
+                None => g.parent.as_ref().and_then(|p| self.index.find(p)),
+            };
+            let len = g.layout.bytes() as usize;
+            let arrival =
+                Arrival { key: g.key, parent: None, layout: g.layout, buf: g.buf.seal(len), cx: g.cx };
+            self.stats.commits += 1;
+            self.stats.committed_bytes += len as u64;
+            handles.push(self.insert(slot, arrival, parent, hook.cloned()));
+            answers[i] = Committed::Resident;
+        }
+        handles.reverse();
+        self.start_stores(&handles, affinity);
+        for (answer, handle) in answers.iter_mut().filter(|a| **a == Committed::Resident).zip(&handles) {
+            if self.index.get(*handle).is_none_or(|e| e.doomed) {
+                *answer = Committed::Passed;
+            }
+        }
+        answers
+    }
+
+    fn insert(
+        &mut self,
+        slot: Slot,
+        a: Arrival,
+        parent: Option<Slot>,
+        hook: Option<Arc<dyn StoredHook>>,
+    ) -> Handle {
+        let entry = PolicyEntry {
+            slot,
+            print: (a.key.fingerprint() >> 64) as u64,
+            weight: u32::try_from(a.buf.capacity())
+                .unwrap_or(u32::MAX)
+                .try_into()
+                .expect("a buffer has bytes"),
+            parent,
+            tenant: self.tenant(a.key.scope().salt()),
+        };
+        let handle = self.index.insert(
+            slot,
+            Entry {
+                key: a.key,
+                layout: a.layout,
+                buf: a.buf,
+                pins: 0,
+                doomed: false,
+                deleted: false,
+                store: StoreState { hook, ..StoreState::default() },
+            },
+        );
+        self.policy.insert(entry, &a.cx);
+        handle
+    }
+
+    /// Takes a loaded chunk into L1 for good, pinned once. If it is resident already, that copy is pinned instead.
+    pub(crate) fn admit(&mut self, arrival: Arrival) -> (Handle, ReadBuf) {
+        let slot = match self.index.find(&arrival.key) {
+            Some(slot) => slot,
+            None => {
+                let parent = arrival.parent.as_ref().and_then(|p| self.index.find(p));
+                let slot = self.index.take_slot();
+                self.insert(slot, arrival, parent, None);
+                slot
+            }
+        };
+        let handle = self.index.handle(slot);
+        self.pin(slot);
+        (handle, self.index.at_mut(slot).buf.clone())
+    }
+
+    // ---- lookups -----------------------------------------------------------------------------------------------
+
+    /// Pins what is resident of a chain of keys.
+    pub(crate) fn read(&mut self, keys: &[ObjectKey], cx: Access) -> Vec<Option<(Handle, ReadBuf)>> {
+        self.stats.lookups += keys.len() as u64;
+        let found: Vec<_> = keys
+            .iter()
+            .enumerate()
+            .map(|(i, key)| {
+                let Some(slot) = self.index.find(key).filter(|_| self.options.lookup_l1) else {
+                    let cx = Access { position: cx.position + i as u32, ..cx };
+                    self.policy.missed((key.fingerprint() >> 64) as u64, &cx);
+                    return None;
+                };
+                self.pin(slot);
+                Some((self.index.handle(slot), self.index.at_mut(slot).buf.clone()))
+            })
+            .collect();
+        self.stats.l1_hits += found.iter().flatten().count() as u64;
+        found
+    }
+
+    pub(crate) fn pin(&mut self, slot: Slot) {
+        let entry = self.index.at_mut(slot);
+        entry.pins += 1;
+        if entry.pins == 1 {
+            self.policy.pin(slot);
+        }
+    }
+
+    /// Ends one pin. The last pin of a doomed chunk takes the chunk with it.
+    pub(crate) fn unpin(&mut self, handle: Handle) {
+        let Some(entry) = self.index.get_mut(handle) else { return };
+        debug_assert!(entry.pins > 0, "a pin ended twice");
+        entry.pins -= 1;
+        if entry.pins > 0 {
+            return;
+        }
+        if entry.doomed {
+            self.index.remove(handle.slot);
+            self.policy.remove(handle.slot, Removal::Deleted);
+        } else {
+            self.policy.unpin(handle.slot);
+        }
+    }
+
+    /// Marks a chain of keys as used, last one first.
+    pub(crate) fn touch(&mut self, keys: &[ObjectKey], cx: Access) {
+        for (i, key) in keys.iter().enumerate().rev() {
+            if let Some(slot) = self.index.find(key) {
+                self.policy.touch(slot, &Access { position: cx.position + i as u32, ..cx });
+            }
+        }
+    }
+
+    // ---- leaving -----------------------------------------------------------------------------------------------
+
+    /// The chunk leaves L1: at once if nobody holds it, else with its last pin.
+    pub(crate) fn let_go(&mut self, handle: Handle) {
+        let Some(entry) = self.index.get_mut(handle) else { return };
+        if entry.pins > 0 {
+            entry.doomed = true;
+            self.index.unname(handle.slot);
+        } else {
+            self.index.remove(handle.slot);
+            self.policy.remove(handle.slot, Removal::Deleted);
+        }
+    }
+
+    /// Deletes keys from L1; which of them were there.
+    pub(crate) fn delete(&mut self, keys: &[ObjectKey]) -> KeyMask {
+        keys.iter()
+            .map(|key| {
+                let Some(slot) = self.index.find(key) else { return false };
+                self.index.at_mut(slot).deleted = true;
+                self.let_go(self.index.handle(slot));
+                true
+            })
+            .collect()
+    }
+
+    /// Lets everything go that is resident; how many chunks that was. Stores in flight are finished.
+    pub(crate) fn clear(&mut self) -> usize {
+        let all: Vec<Slot> = self.index.slots().filter(|(_, e)| !e.doomed).map(|(s, _)| s).collect();
+        all.iter().for_each(|s| self.let_go(self.index.handle(*s)));
+        all.len()
+    }
+
+    // ---- what is held ------------------------------------------------------------------------------------------
+
+    pub(crate) fn pinned(&self) -> usize {
+        self.index.slots().filter(|(_, e)| e.pins > 0).count()
+    }
+
+    pub(crate) fn reserved(&self) -> usize {
+        self.staged.len()
+    }
+
+    /// When [`Self::fire`] wants to be called next.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.retries.peek().map(|r| r.due)
+    }
+}

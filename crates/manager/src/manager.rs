@@ -1,0 +1,566 @@
+//! The thin driver: one lock around the machine, and tokio around that.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use kvstrata_core::{Affinity, Error, ErrorKind, Instant, KeyMask, ObjectKey, Result};
+use kvstrata_evict::EvictionPolicy;
+use kvstrata_l2::{Adapter, Put, PutItem, PutSink, Stored, Timer};
+use kvstrata_mem::{Allocate, SpaceWatch};
+use kvstrata_policy::{L2Id, PrefetchPolicy, StorePolicy};
+use parking_lot::{Mutex, RwLock};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
+
+use crate::guard::{Hit, Hits};
+use crate::machine::{Effect, Machine, Room, Tier};
+use crate::{
+    Committed, Deleted, Grant, Layouts, ManagerUsage, Options, Request, Reservation, Reserved, Source,
+    StoredHook, Wait,
+};
+
+/// What a manager is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where stored and retained chunks live; its limit is the cache budget.
+    pub cache: Arc<dyn Allocate>,
+    /// Where temporary chunks live; its limit is the staging budget.
+    pub staging: Arc<dyn Allocate>,
+    /// Who leaves L1 first.
+    pub eviction: Box<dyn EvictionPolicy>,
+    /// Where chunks are stored.
+    pub store: Box<dyn StorePolicy>,
+    /// From where they are loaded.
+    pub prefetch: Box<dyn PrefetchPolicy>,
+    /// Time.
+    pub timer: Arc<dyn Timer>,
+    /// Where the manager's tasks run.
+    pub runtime: Handle,
+}
+
+/// The storage manager. Clones are handles of the same one.
+#[derive(Clone)]
+pub struct Manager(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    machine: Mutex<Machine>,
+    pub(crate) cache: Arc<dyn Allocate>,
+    pub(crate) staging: Arc<dyn Allocate>,
+    pub(crate) prefetch: Box<dyn PrefetchPolicy>,
+    adapters: RwLock<Vec<(L2Id, Adapter)>>,
+    pub(crate) timer: Arc<dyn Timer>,
+    pub(crate) runtime: Handle,
+    room: Arc<Waiters>,
+    retry: Arc<Notify>,
+    /// Told when a store operation ended, for those who wait for quiet.
+    quiet: Notify,
+    gone: watch::Sender<bool>,
+    next_request: AtomicU64,
+    next_tier: AtomicU64,
+}
+
+/// Those who wait for room in L1.
+#[derive(Default)]
+struct Waiters {
+    notify: Notify,
+    waiting: AtomicUsize,
+}
+
+impl Waiters {
+    fn tell(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.notify.notify_waiters();
+        }
+    }
+}
+
+impl SpaceWatch for Waiters {
+    fn freed(&self, _bytes: u64) {
+        self.tell();
+    }
+}
+
+impl Inner {
+    /// One critical section, and then what it left to do.
+    pub(crate) fn with<R>(self: &Arc<Self>, f: impl FnOnce(&mut Machine) -> R) -> R {
+        let (result, effects, due) = {
+            let mut machine = self.machine.lock();
+            let before = machine.next_due();
+            let result = f(&mut machine);
+            let due = machine.next_due();
+            (result, std::mem::take(&mut machine.effects), due != before)
+        };
+        if due {
+            self.retry.notify_one();
+        }
+        for effect in effects {
+            self.perform(effect);
+        }
+        self.room.tell();
+        result
+    }
+
+    fn perform(self: &Arc<Self>, effect: Effect) {
+        match effect {
+            Effect::Put { tier, op, items, affinity } => self.put(tier, op, items, affinity),
+            Effect::Remove { tier, key } => {
+                if let Some(remove) = self.adapter(tier).and_then(|a| a.remove) {
+                    let deadline = self.timer.now() + self.machine.lock().options.store_timeout;
+                    self.runtime.spawn(async move { remove.remove([key].into(), deadline).await });
+                }
+            }
+            Effect::Hook { hook, key } => {
+                if catch_unwind(AssertUnwindSafe(|| hook.stored(&key))).is_err() {
+                    tracing::error!(%key, "a completion hook panicked");
+                    self.with(|m| m.stats.hook_panics += 1);
+                }
+            }
+        }
+    }
+
+    fn put(
+        self: &Arc<Self>,
+        tier: L2Id,
+        op: u64,
+        items: Vec<(ObjectKey, kvstrata_core::Layout, kvstrata_mem::ReadBuf)>,
+        affinity: Affinity,
+    ) {
+        let inner = Arc::clone(self);
+        let receiver = move |position, answer: Result<Stored>| {
+            let now = inner.timer.now();
+            inner.with(|m| m.stored(now, op, position, answer));
+            inner.quiet.notify_waiters();
+        };
+        let sink = PutSink::new(items.len(), Arc::new(receiver));
+        let Some(adapter) = self.adapter(tier) else {
+            return sink
+                .answer_rest(|_| Err(Error::new(ErrorKind::Closed, "store", "the adapter was removed")));
+        };
+        let deadline = self.timer.now() + self.machine.lock().options.store_timeout;
+        let items =
+            items.into_iter().map(|(key, layout, buf)| PutItem { key, layout, digest: None, buf }).collect();
+        let late = sink.clone();
+        let work = async move { adapter.store.put(Put { items, deadline, affinity }, sink).await };
+        self.bounded(deadline, work, move || {
+            late.answer_rest(|_| {
+                Err(Error::new(ErrorKind::TimedOut, "store", "the adapter did not answer in time"))
+            });
+        });
+    }
+
+    /// Runs an adapter's call as a task of its own. If it has not ended by its deadline, `late` answers in its place; the
+    /// call is left to finish, since its buffers are the driver's until it does.
+    pub(crate) fn bounded(
+        &self,
+        deadline: Instant,
+        work: impl Future<Output = ()> + Send + 'static,
+        late: impl FnOnce() + Send + 'static,
+    ) {
+        let timer = Arc::clone(&self.timer);
+        let mut gone = self.gone.subscribe();
+        self.runtime.spawn(async move {
+            let mut work = std::pin::pin!(work);
+            tokio::select! {
+                biased;
+                () = &mut work => return,
+                () = timer.sleep_until(deadline) => late(),
+            }
+            tokio::select! {
+                () = work => {}
+                _ = gone.wait_for(|gone| *gone) => {}
+            }
+        });
+    }
+
+    pub(crate) fn adapter(&self, tier: L2Id) -> Option<Adapter> {
+        self.adapters.read().iter().find(|(id, _)| *id == tier).map(|(_, a)| a.clone())
+    }
+
+    /// The adapters that take new work, in order.
+    pub(crate) fn serving(&self) -> Vec<(L2Id, Adapter)> {
+        let draining: Vec<L2Id> = {
+            let machine = self.machine.lock();
+            machine.tiers.iter().filter(|t| t.draining).map(|t| t.id).collect()
+        };
+        self.adapters.read().iter().filter(|(id, _)| !draining.contains(id)).cloned().collect()
+    }
+
+    /// Waits until `done` says so or `deadline` passes; whether it said so.
+    async fn quiet(self: &Arc<Self>, deadline: Instant, mut done: impl FnMut(&mut Machine) -> bool) -> bool {
+        loop {
+            let told = self.quiet.notified();
+            let mut told = std::pin::pin!(told);
+            told.as_mut().enable();
+            if self.with(&mut done) {
+                return true;
+            }
+            tokio::select! {
+                () = told => {}
+                () = self.timer.sleep_until(deadline) => return self.with(&mut done),
+            }
+        }
+    }
+}
+
+fn closed(operation: &'static str) -> Error {
+    Error::new(ErrorKind::Closed, operation, "the manager is shutting down")
+}
+
+impl Manager {
+    /// A manager without adapters yet.
+    ///
+    /// # Errors
+    /// `Invalid` if an option is out of range.
+    pub fn new(parts: Parts, options: Options) -> Result<Self> {
+        if options.store_attempts == 0 {
+            return Err(
+                Error::invalid("make manager", "a store is tried at least once").with("store_attempts", 0)
+            );
+        }
+        let machine = Machine::new(Arc::clone(&parts.cache), parts.eviction, parts.store, options);
+        let inner = Arc::new(Inner {
+            machine: Mutex::new(machine),
+            cache: parts.cache,
+            staging: parts.staging,
+            prefetch: parts.prefetch,
+            adapters: RwLock::default(),
+            timer: parts.timer,
+            runtime: parts.runtime,
+            room: Arc::default(),
+            retry: Arc::default(),
+            quiet: Notify::new(),
+            gone: watch::Sender::new(false),
+            next_request: AtomicU64::new(1),
+            next_tier: AtomicU64::new(0),
+        });
+        for pool in [&inner.cache, &inner.staging] {
+            pool.watch_space(Arc::clone(&inner.room) as Arc<dyn SpaceWatch>);
+        }
+        inner.runtime.spawn(retries(Arc::downgrade(&inner), Arc::clone(&inner.retry)));
+        Ok(Self(inner))
+    }
+
+    /// Starts a request that must be over in `within`.
+    pub fn request(&self, within: Duration) -> Request {
+        Request {
+            id: self.0.next_request.fetch_add(1, Ordering::Relaxed),
+            deadline: self.0.timer.now() + within,
+            affinity: Affinity::default(),
+            first: 0,
+        }
+    }
+
+    // ---- storing -----------------------------------------------------------------------------------------------
+
+    /// Sets buffers aside for a batch: consecutive chunks of one chain, first to last. What is resident or being written
+    /// by somebody else is skipped. `grant` and `wait` say what happens when L1 is full; under [`Grant::Part`] a wait
+    /// ends with the first key that gets room.
+    pub async fn reserve(
+        &self,
+        rq: &Request,
+        keys: &[ObjectKey],
+        layouts: &Layouts,
+        grant: Grant,
+        wait: Wait,
+    ) -> Vec<Reserved> {
+        loop {
+            self.0.room.waiting.fetch_add(1, Ordering::SeqCst);
+            let _waiting = Waiting(&self.0.room);
+            let told = self.0.room.notify.notified();
+            let mut told = std::pin::pin!(told);
+            // Listening starts before the try, so that room that comes free in between is not missed.
+            told.as_mut().enable();
+            let reserved = self.reserve_once(rq, keys, layouts, grant);
+            let granted = reserved.iter().any(|r| matches!(r, Reserved::Granted(_)));
+            let full =
+                reserved.iter().any(|r| matches!(r, Reserved::Refused(e) if e.kind() == ErrorKind::NoSpace));
+            if wait == Wait::No || granted || !full || self.0.timer.now() >= rq.deadline {
+                return self.counted(reserved);
+            }
+            drop(reserved);
+            tokio::select! {
+                () = told => {}
+                () = self.0.timer.sleep_until(rq.deadline) => {
+                    return self.counted(self.reserve_once(rq, keys, layouts, grant));
+                }
+            }
+        }
+    }
+
+    /// [`Self::reserve`] with [`Wait::No`], for callers outside of async code.
+    pub fn try_reserve(
+        &self,
+        rq: &Request,
+        keys: &[ObjectKey],
+        layouts: &Layouts,
+        grant: Grant,
+    ) -> Vec<Reserved> {
+        self.counted(self.reserve_once(rq, keys, layouts, grant))
+    }
+
+    fn reserve_once(
+        &self,
+        rq: &Request,
+        keys: &[ObjectKey],
+        layouts: &Layouts,
+        grant: Grant,
+    ) -> Vec<Reserved> {
+        let rooms = self.0.with(|m| {
+            if m.closed {
+                keys.iter().map(|_| Room::Refused(closed("reserve"))).collect()
+            } else {
+                m.reserve(keys, layouts, grant, rq.access(keys.len()), rq.affinity)
+            }
+        });
+        let guard = |room| match room {
+            Room::Granted(granted) => {
+                Reserved::Granted(Reservation { granted: Some(granted), inner: Arc::clone(&self.0) })
+            }
+            Room::Resident => Reserved::Resident,
+            Room::Busy => Reserved::Busy,
+            Room::Refused(e) => Reserved::Refused(e),
+        };
+        rooms.into_iter().map(guard).collect()
+    }
+
+    fn counted(&self, reserved: Vec<Reserved>) -> Vec<Reserved> {
+        let declined = reserved.iter().filter(|r| matches!(r, Reserved::Refused(_))).count() as u64;
+        if declined > 0 {
+            self.0.with(|m| m.stats.declined += declined);
+        }
+        reserved
+    }
+
+    /// Makes filled buffers readable and sends them to L2. The reservations are chunks of one chain, first to last; the
+    /// answers are in their order.
+    pub fn commit(&self, reservations: Vec<Reservation>) -> Vec<Committed> {
+        self.commit_with(reservations, None)
+    }
+
+    /// [`Self::commit`] with a hook that is called for each key once it can be read from L2.
+    pub fn commit_with(
+        &self,
+        reservations: Vec<Reservation>,
+        hook: Option<Arc<dyn StoredHook>>,
+    ) -> Vec<Committed> {
+        let granted = reservations.into_iter().filter_map(|mut r| r.granted.take()).collect();
+        self.0.with(|m| m.commit(granted, hook.as_ref()))
+    }
+
+    // ---- reading -----------------------------------------------------------------------------------------------
+
+    /// Pins what L1 has of a batch, and asks nobody else. The pinned chunks count as used only when they are touched.
+    pub fn read(&self, rq: &Request, keys: &[ObjectKey]) -> Hits {
+        let found = self.0.with(|m| m.read(keys, rq.access(keys.len())));
+        let hit = |(handle, buf)| Hit { buf, handle: Some(handle), source: Source::L1 };
+        Hits { hits: found.into_iter().map(|f| f.map(hit)).collect(), inner: Arc::clone(&self.0) }
+    }
+
+    /// Marks a batch as used, last chunk first, so that what is evicted later leaves a usable prefix. Keys that are not
+    /// in L1 are passed over.
+    pub fn touch(&self, rq: &Request, keys: &[ObjectKey]) {
+        self.0.with(|m| m.touch(keys, rq.access(keys.len())));
+    }
+
+    // ---- leaving -----------------------------------------------------------------------------------------------
+
+    /// Deletes keys from L1 and from every adapter that can delete. Whoever reads a chunk now may finish; nobody finds it
+    /// any more. A store in flight is undone when it ends.
+    pub async fn delete(&self, rq: &Request, keys: &[ObjectKey]) -> Deleted {
+        let l1 = self.0.with(|m| m.delete(keys));
+        let mut deleted = Deleted { l1, l2: KeyMask::none(keys.len()), failed: Vec::new() };
+        let adapters = self.0.adapters.read().clone();
+        for (_, adapter) in adapters {
+            let name = adapter.store.desc().name.clone();
+            let Some(remove) = &adapter.remove else {
+                deleted.failed.push((name, "the adapter cannot delete".into()));
+                continue;
+            };
+            let answers = tokio::select! {
+                answers = remove.remove(keys.into(), rq.deadline) => answers,
+                () = self.0.timer.sleep_until(rq.deadline) => {
+                    deleted.failed.push((name, "no answer by the deadline".into()));
+                    continue;
+                }
+            };
+            for (i, answer) in answers.into_iter().enumerate() {
+                match answer {
+                    Ok(true) => deleted.l2.set(i),
+                    Ok(false) => {}
+                    Err(e) => deleted.failed.push((name.clone(), e.to_string())),
+                }
+            }
+        }
+        deleted
+    }
+
+    /// Empties L1; how many chunks went. What is pinned goes with its last pin; L2 keeps what it has.
+    pub fn clear(&self) -> usize {
+        self.0.with(Machine::clear)
+    }
+
+    // ---- adapters ----------------------------------------------------------------------------------------------
+
+    /// Adds an adapter behind those there are. Every digest is made and checked here, above whatever decorates it.
+    ///
+    /// # Errors
+    /// `Invalid` if the name is taken.
+    pub fn add_adapter(&self, adapter: Adapter, weight: u32) -> Result<L2Id> {
+        let name = adapter.store.desc().name.clone();
+        let id = L2Id(self.0.next_tier.fetch_add(1, Ordering::Relaxed) as u32);
+        self.0.with(|m| {
+            if m.closed {
+                return Err(closed("add adapter"));
+            }
+            if m.tiers.iter().any(|t| t.name == name) {
+                return Err(Error::invalid("add adapter", "an adapter of this name is there already")
+                    .with("name", &name));
+            }
+            m.tiers.push(Tier { id, name, weight, draining: false, in_flight: 0 });
+            Ok(())
+        })?;
+        self.0.adapters.write().push((id, adapter));
+        Ok(id)
+    }
+
+    /// Takes an adapter out: no new work from now on, then what is in flight is waited for, then it is shut down.
+    ///
+    /// # Errors
+    /// `NotFound`; `TimedOut` if work was in flight at the deadline: the adapter stays out of use, and removing it may be
+    /// tried again; or what its own shutdown answers.
+    pub async fn remove_adapter(&self, id: L2Id, within: Duration) -> Result<()> {
+        const OP: &str = "remove adapter";
+        let deadline = self.0.timer.now() + within;
+        let known = self.0.with(|m| {
+            let tier = m.tiers.iter_mut().find(|t| t.id == id).map(|t| t.draining = true);
+            m.give_up(Some(id));
+            tier.is_some()
+        });
+        if !known {
+            return Err(Error::new(ErrorKind::NotFound, OP, "no adapter has this number").with("id", id.0));
+        }
+        let idle = |m: &mut Machine| m.tiers.iter().find(|t| t.id == id).is_none_or(|t| t.in_flight == 0);
+        if !self.0.quiet(deadline, idle).await {
+            return Err(Error::new(ErrorKind::TimedOut, OP, "stores are still in flight").with("id", id.0));
+        }
+        let Some(adapter) = self.0.adapter(id) else { return Ok(()) };
+        adapter.store.shutdown(deadline).await?;
+        self.0.adapters.write().retain(|(other, _)| *other != id);
+        self.0.with(|m| m.tiers.retain(|t| t.id != id));
+        Ok(())
+    }
+
+    /// The adapters: number and name.
+    pub fn adapters(&self) -> Vec<(L2Id, String)> {
+        self.0.with(|m| m.tiers.iter().map(|t| (t.id, t.name.clone())).collect())
+    }
+
+    // ---- the whole ---------------------------------------------------------------------------------------------
+
+    /// How full everything is, and what is held.
+    pub fn usage(&self) -> ManagerUsage {
+        let adapters = self.0.adapters.read().clone();
+        let adapters = adapters
+            .into_iter()
+            .map(|(id, a)| (a.store.desc().name.clone(), id, a.usage.as_ref().map(|u| u.usage())))
+            .collect();
+        let (cache, staging) = (self.0.cache.usage(), self.0.staging.usage());
+        self.0.with(|m| ManagerUsage {
+            cache,
+            staging,
+            resident: m.index.len(),
+            pinned: m.pinned(),
+            reserved: m.reserved(),
+            storing: m.storing(),
+            adapters,
+            stats: m.stats,
+        })
+    }
+
+    /// Waits until no store is in flight or due for a retry.
+    ///
+    /// # Errors
+    /// `TimedOut` if that is not so after `within`.
+    pub async fn flush(&self, within: Duration) -> Result<()> {
+        if self.0.quiet(self.0.timer.now() + within, |m| m.storing() == 0).await {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::TimedOut, "flush", "stores are still in flight"))
+    }
+
+    /// Ends everything: new reservations are refused, stores in flight are waited for, retries are given up, and the
+    /// adapters are shut down. L1 stays readable for those who hold pins.
+    ///
+    /// # Errors
+    /// `TimedOut` if something was still in flight after `within`; the first error of an adapter's own shutdown.
+    pub async fn shutdown(&self, within: Duration) -> Result<()> {
+        let deadline = self.0.timer.now() + within;
+        self.0.with(|m| {
+            m.closed = true;
+            m.give_up(None);
+        });
+        let quiet = self.0.quiet(deadline, |m| m.storing() == 0).await;
+        let adapters = std::mem::take(&mut *self.0.adapters.write());
+        let mut first = Ok(());
+        for (_, adapter) in adapters {
+            let ended = adapter.store.shutdown(deadline).await;
+            first = first.and(ended);
+        }
+        self.0.with(|m| m.tiers.clear());
+        self.0.gone.send_replace(true);
+        self.0.retry.notify_one();
+        if !quiet {
+            return Err(Error::new(ErrorKind::TimedOut, "shut down", "stores were still in flight"));
+        }
+        first
+    }
+}
+
+impl fmt::Debug for Manager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manager").field("usage", &self.usage()).finish()
+    }
+}
+
+/// One waiter for room, counted while it waits.
+struct Waiting<'a>(&'a Waiters);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Makes retries when they are due. Ends with the manager.
+async fn retries(inner: std::sync::Weak<Inner>, changed: Arc<Notify>) {
+    loop {
+        let (timer, due) = {
+            let Some(inner) = inner.upgrade() else { return };
+            if *inner.gone.borrow() {
+                return;
+            }
+            let now = inner.timer.now();
+            let due = inner.with(|m| {
+                m.fire(now);
+                m.next_due()
+            });
+            (Arc::clone(&inner.timer), due)
+        };
+        match due {
+            None => changed.notified().await,
+            Some(due) => tokio::select! {
+                () = changed.notified() => {}
+                () = timer.sleep_until(due) => {}
+            },
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.retry.notify_one();
+    }
+}

@@ -1,0 +1,251 @@
+//! The way of a chunk to L2: targets, answers, retries, and what happens to L1 afterwards.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use kvstrata_core::{Affinity, Error, Instant, KeyMask, ObjectKey, Result, Retry as Advice};
+use kvstrata_l2::Stored;
+use kvstrata_policy::{L2Id, TierView};
+
+use crate::index::Handle;
+use crate::machine::{Effect, Machine};
+
+/// A batch at an adapter.
+pub(crate) struct StoreOp {
+    tier: L2Id,
+    /// Per position: the chunk, and how often this adapter was asked to take it, this time included.
+    items: Vec<(Handle, u32)>,
+    left: usize,
+    affinity: Affinity,
+}
+
+/// A chunk that waits to be offered to an adapter again. Not pinned meanwhile: room that is needed goes first.
+pub(crate) struct Retry {
+    pub(crate) due: Instant,
+    tier: L2Id,
+    handle: Handle,
+    attempt: u32,
+    affinity: Affinity,
+}
+
+impl Ord for Retry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        let order = |r: &Self| Reverse((r.due, r.handle.slot, r.tier));
+        order(self).cmp(&order(other))
+    }
+}
+
+impl PartialOrd for Retry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Retry {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Retry {}
+
+impl Machine {
+    /// Sends freshly committed chunks to their targets.
+    pub(crate) fn start_stores(&mut self, handles: &[Handle], affinity: Affinity) {
+        if handles.is_empty() {
+            return;
+        }
+        let keys: Vec<ObjectKey> =
+            handles.iter().filter_map(|h| self.index.get(*h)).map(|e| e.key.clone()).collect();
+        let none = KeyMask::none(keys.len());
+        let views: Vec<TierView<'_>> = self
+            .tiers
+            .iter()
+            .filter(|t| !t.draining)
+            .map(|t| TierView {
+                id: t.id,
+                name: &t.name,
+                weight: t.weight,
+                stores: true,
+                loads: true,
+                found: &none,
+                load_time: None,
+            })
+            .collect();
+        let mut targets = Vec::new();
+        self.store_policy.targets(&keys, &views, &mut targets);
+        for (tier, mask) in targets {
+            let items: Vec<(Handle, u32)> = mask.iter().map(|i| (handles[i], 1)).collect();
+            for (handle, _) in &items {
+                self.index.at_mut(handle.slot).store.pending += 1;
+            }
+            self.submit(tier, items, affinity);
+        }
+        for handle in handles {
+            if self.index.get(*handle).is_some_and(|e| e.store.pending == 0) {
+                self.settle(*handle);
+            }
+        }
+    }
+
+    fn submit(&mut self, tier: L2Id, items: Vec<(Handle, u32)>, affinity: Affinity) {
+        if items.is_empty() {
+            return;
+        }
+        let op = self.next_op;
+        self.next_op += 1;
+        let mut payload = Vec::with_capacity(items.len());
+        for (handle, _) in &items {
+            self.pin(handle.slot);
+            let entry = self.index.at_mut(handle.slot);
+            payload.push((entry.key.clone(), entry.layout.clone(), entry.buf.clone()));
+        }
+        if let Some(t) = self.tiers.iter_mut().find(|t| t.id == tier) {
+            t.in_flight += items.len();
+        }
+        self.effects.push(Effect::Put { tier, op, items: payload, affinity });
+        self.ops.insert(op, StoreOp { tier, left: items.len(), items, affinity });
+    }
+
+    /// An adapter answered one key of a batch. A second answer for the same key cannot arrive: sinks see to that.
+    pub(crate) fn stored(&mut self, now: Instant, op: u64, position: usize, answer: Result<Stored>) {
+        let Some(batch) = self.ops.get_mut(&op) else { return };
+        let (handle, attempt) = batch.items[position];
+        let (tier, affinity) = (batch.tier, batch.affinity);
+        batch.left -= 1;
+        if batch.left == 0 {
+            self.ops.remove(&op);
+        }
+        if let Some(t) = self.tiers.iter_mut().find(|t| t.id == tier) {
+            t.in_flight -= 1;
+        }
+        let again = match answer {
+            Ok(how) => {
+                self.took(tier, handle, how);
+                None
+            }
+            Err(e) => self.refused(now, tier, handle, attempt, affinity, &e),
+        };
+        let settled = again.is_none() && {
+            let entry = self.index.get_mut(handle).expect("a chunk with a store in flight is pinned");
+            entry.store.pending -= 1;
+            entry.store.pending == 0
+        };
+        if settled {
+            self.settle(handle);
+        }
+        self.unpin(handle);
+        self.retries.extend(again);
+    }
+
+    fn took(&mut self, tier: L2Id, handle: Handle, how: Stored) {
+        let entry = self.index.get_mut(handle).expect("a chunk with a store in flight is pinned");
+        entry.store.stored += 1;
+        match how {
+            Stored::Written => {
+                self.stats.stored += 1;
+                self.stats.stored_bytes += entry.buf.len() as u64;
+            }
+            Stored::Present => self.stats.stored_present += 1,
+        }
+        if entry.deleted {
+            self.effects.push(Effect::Remove { tier, key: entry.key.clone() });
+        }
+    }
+
+    /// Whether the chunk is to be offered again, and when: by the error's own advice, within the configured bounds.
+    fn refused(
+        &mut self,
+        now: Instant,
+        tier: L2Id,
+        handle: Handle,
+        attempt: u32,
+        affinity: Affinity,
+        why: &Error,
+    ) -> Option<Retry> {
+        self.stats.store_failures += 1;
+        let entry = self.index.get_mut(handle).expect("a chunk with a store in flight is pinned");
+        let backoff = self.options.store_backoff * 2u32.saturating_pow(attempt - 1).min(1024);
+        let wait = match why.retry() {
+            Advice::Never => None,
+            Advice::Later => Some(backoff),
+            Advice::After(at_least) => Some(at_least.max(Duration::from_millis(1))),
+        };
+        let gone = entry.doomed || self.closed || self.tiers.iter().any(|t| t.id == tier && t.draining);
+        match wait {
+            Some(wait) if attempt < self.options.store_attempts && !gone => {
+                self.stats.store_retries += 1;
+                Some(Retry { due: now + wait, tier, handle, attempt: attempt + 1, affinity })
+            }
+            _ => {
+                entry.store.failed += 1;
+                self.stats.store_gave_up += 1;
+                tracing::warn!(key = %entry.key, attempt, error = %why, "store given up");
+                None
+            }
+        }
+    }
+
+    /// Every target has answered for good: tell the caller, and let the chunk leave L1 if the policy says so.
+    fn settle(&mut self, handle: Handle) {
+        let Some(entry) = self.index.get_mut(handle) else { return };
+        let (stored, failed) = (entry.store.stored, entry.store.failed);
+        let hook = entry.store.hook.take();
+        let key = entry.key.clone();
+        if stored > 0
+            && !entry.deleted
+            && let Some(hook) = hook
+        {
+            self.effects.push(Effect::Hook { hook, key: key.clone() });
+        }
+        let everywhere: KeyMask = [stored > 0 && failed == 0].into_iter().collect();
+        let leaves = if everywhere.is_full() {
+            self.store_policy.release(&[key], &everywhere).get(0)
+        } else {
+            self.store_policy.release_failed()
+        };
+        if leaves {
+            if stored == 0 {
+                self.stats.lost += 1;
+            }
+            self.let_go(handle);
+        }
+    }
+
+    /// Offers again what is due.
+    pub(crate) fn fire(&mut self, now: Instant) {
+        while self.retries.peek().is_some_and(|r| r.due <= now) {
+            let Retry { tier, handle, attempt, affinity, .. } = self.retries.pop().expect("peeked");
+            let live = self.tiers.iter().any(|t| t.id == tier && !t.draining);
+            if live && self.index.get(handle).is_some_and(|e| !e.doomed) {
+                self.submit(tier, vec![(handle, attempt)], affinity);
+            } else {
+                self.abandon(handle);
+            }
+        }
+    }
+
+    /// Gives up what waits for a retry at `tier` (at every tier for `None`).
+    pub(crate) fn give_up(&mut self, tier: Option<L2Id>) {
+        let (theirs, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.retries).into_iter().partition(|r| tier.is_none_or(|t| t == r.tier));
+        self.retries = others.into();
+        theirs.iter().for_each(|r| self.abandon(r.handle));
+    }
+
+    /// A retry that will not be made. The chunk may have been evicted while it waited.
+    fn abandon(&mut self, handle: Handle) {
+        self.stats.store_gave_up += 1;
+        let Some(entry) = self.index.get_mut(handle) else { return };
+        entry.store.pending -= 1;
+        entry.store.failed += 1;
+        if entry.store.pending == 0 {
+            self.settle(handle);
+        }
+    }
+
+    /// Keys whose way to L2 is not over.
+    pub(crate) fn storing(&self) -> usize {
+        self.ops.values().map(|op| op.left).sum::<usize>() + self.retries.len()
+    }
+}
