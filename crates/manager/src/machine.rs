@@ -211,6 +211,7 @@ impl Machine {
 
     /// Makes written chunks readable, last one first, and sends them on their way to L2. The answers are in the order of
     /// `granted`.
+    #[expect(clippy::vec_box, reason = "they come boxed out of their guards")]
     pub(crate) fn commit(
         &mut self,
         granted: Vec<Box<Granted>>,
