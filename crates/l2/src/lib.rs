@@ -8,13 +8,21 @@
 #![forbid(unsafe_code)]
 
 mod adapter;
+mod checked;
+mod digest;
+mod driver;
 mod request;
 mod sink;
+mod stats;
 mod store;
 mod timer;
 
 pub use adapter::Adapter;
+pub use checked::{Checked, Verify};
+pub use digest::{digest_of, digest_of_filled};
+pub use driver::{Context, Driver, Spawn, Task, closed, timed_out, until};
 pub use request::{Answer, Found, Get, GetItem, Keys, Loaded, Miss, Probe, Put, PutItem, Stored};
-pub use sink::{GetSink, PutSink, Receive, Sink};
+pub use sink::{Answered, Claim, Fail, GetSink, PutSink, Receive, Sink};
+pub use stats::{CheckCounts, CheckStats};
 pub use store::{L2Desc, L2List, L2Remove, L2Store, L2Usage, ListPage, MemoryKinds, StoreUsage};
 pub use timer::{Timer, TokioTimer};

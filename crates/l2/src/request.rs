@@ -15,7 +15,7 @@ pub struct PutItem {
     pub key: ObjectKey,
     /// What its bytes are.
     pub layout: Layout,
-    /// The digest to keep with it; `None` where digests are switched off.
+    /// The digest to keep with it. [`crate::Checked`] fills it in, so an adapter sees `None` only where digests are off.
     pub digest: Option<Digest>,
     /// The payload. The clone in here is a pin that the adapter drops when the device is finished.
     pub buf: ReadBuf,
@@ -92,7 +92,7 @@ pub struct Loaded {
     pub buf: WriteBuf,
     /// What was found, digest included.
     pub found: Found,
-    /// Whether the digest was checked against the bytes. Set by [`Adapter`], false from every backend.
+    /// Whether the digest was checked against the bytes. Set by [`crate::Checked`], false from every backend.
     pub verified: bool,
 }
 

@@ -43,7 +43,7 @@ pub struct L2Desc {
     pub alignment: usize,
     /// The memory it takes.
     pub kinds: MemoryKinds,
-    /// The most keys of one batch; larger ones are split by the caller.
+    /// The most keys of one batch, at least 1; [`crate::Checked`] splits larger ones.
     pub max_batch: usize,
     /// Whether objects survive the process.
     pub durable: bool,
