@@ -1,1 +1,64 @@
-fn main() {}
+//! The checks of this workspace, as `cargo xtask <command>`.
+//!
+//! ```text
+//! cargo xtask dag          every arrow between crates against docs/dag.toml
+//! cargo xtask tidy         what a compiler does not check: sizes, clocks, doc pages, links
+//! cargo xtask deps         what each library crate pulls in against docs/deps.toml
+//! cargo xtask ci [STEP..]  everything that CI runs, or only these steps of it
+//! ```
+//!
+//! Every finding says where it is and what to do next. Exit codes: 0 nothing found, 1 something found, 2 wrong usage.
+#![forbid(unsafe_code)]
+
+mod ci;
+mod dag;
+mod deps;
+mod findings;
+mod source;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use findings::Findings;
+use workspace::Workspace;
+
+const USAGE: &str = "usage: cargo xtask dag | tidy | deps | ci [STEP..]";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (command, rest) = match args.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => ("help", &[] as &[String]),
+    };
+    let done = match (command, rest) {
+        ("dag", []) => report("dag", dag::run),
+        ("tidy", []) => report("tidy", tidy::run),
+        ("deps", []) => report("deps", deps::run),
+        ("ci", steps) => ci::run(steps),
+        ("help" | "--help" | "-h", _) => {
+            println!("{USAGE}\nsteps of ci: {}", ci::step_names().join(", "));
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprintln!("xtask: cannot make sense of '{}'\n{USAGE}", args.join(" "));
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("xtask {command}: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs one check and prints what it found.
+fn report(name: &str, check: fn(&Workspace, &mut Findings) -> Result<()>) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    let mut findings = Findings::default();
+    check(&workspace, &mut findings)?;
+    Ok(if findings.print(name) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
