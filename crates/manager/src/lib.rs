@@ -9,7 +9,7 @@
 //! ```
 //! use std::sync::Arc;
 //! use std::time::Duration;
-//! use kvstrata_core::{chunk::ChunkHasher, KeyScope, KvRank, Layout, ObjectKey};
+//! use kvstrata_core::{chunk::ChunkHasher, KeyMask, KeyScope, KvRank, Layout, ObjectKey};
 //! use kvstrata_l2::TokioTimer;
 //! use kvstrata_manager::{Grant, Layouts, Manager, Options, Parts, Reserved};
 //! use kvstrata_mem::{HeapRegion, Slab};
@@ -37,7 +37,7 @@
 //!
 //! let rq = manager.request(Duration::from_secs(1));
 //! let mut filled = Vec::new();
-//! for reserved in manager.try_reserve(&rq, &keys, &layouts, Grant::Whole) {
+//! for reserved in manager.try_reserve(&rq, &keys, &KeyMask::all(2), &layouts, Grant::Whole) {
 //!     let Reserved::Granted(mut chunk) = reserved else { panic!("an empty cache has room") };
 //!     chunk.buf().write_at(0, b"keys and values")?;
 //!     filled.push(chunk);
@@ -47,7 +47,7 @@
 //! let hits = manager.read(&rq, &keys);
 //! assert_eq!(hits.mask().prefix(), 2);
 //! assert_eq!(&hits.buf(1).unwrap().as_slice().unwrap()[..4], b"keys");
-//! manager.touch(&rq, &keys);
+//! manager.touch(&rq, &keys, &hits.mask());
 //! drop(hits);
 //! assert_eq!(manager.usage().pinned, 0);
 //! # Ok(())

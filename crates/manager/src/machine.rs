@@ -48,6 +48,7 @@ pub(crate) struct Granted {
 /// One key's answer to `Machine::reserve`.
 pub(crate) enum Room {
     Granted(Box<Granted>),
+    Unwanted,
     Resident,
     Busy,
     Refused(Error),
@@ -117,11 +118,12 @@ impl Machine {
 
     // ---- reservations ------------------------------------------------------------------------------------------
 
-    /// Sets buffers aside for a chain of keys, first to last. What is resident or being written is skipped. At the first
-    /// key without room the rest is refused, and under [`Grant::Whole`] everything that was granted goes back.
+    /// Sets buffers aside for the wanted keys of a chain, first to last. What is resident or being written is skipped. At
+    /// the first key without room the rest is refused, and under [`Grant::Whole`] everything that was granted goes back.
     pub(crate) fn reserve(
         &mut self,
         keys: &[ObjectKey],
+        wanted: &KeyMask,
         layouts: &Layouts,
         grant: Grant,
         cx: Access,
@@ -130,7 +132,9 @@ impl Machine {
         let mut full: Option<Error> = None;
         let mut rooms = Vec::with_capacity(keys.len());
         for (i, key) in keys.iter().enumerate() {
-            rooms.push(if self.index.find(key).is_some() {
+            rooms.push(if !wanted.get(i) {
+                Room::Unwanted
+            } else if self.index.find(key).is_some() {
                 Room::Resident
             } else if self.staged.contains_key(key) {
                 Room::Busy
@@ -350,9 +354,9 @@ impl Machine {
         }
     }
 
-    /// Marks a chain of keys as used, last one first.
-    pub(crate) fn touch(&mut self, keys: &[ObjectKey], cx: Access) {
-        for (i, key) in keys.iter().enumerate().rev() {
+    /// Marks keys of a chain as used, last one first.
+    pub(crate) fn touch(&mut self, keys: &[ObjectKey], which: &KeyMask, cx: Access) {
+        for (i, key) in keys.iter().enumerate().rev().filter(|(i, _)| which.get(*i)) {
             if let Some(slot) = self.index.find(key) {
                 self.policy.touch(slot, &Access { position: cx.position + i as u32, ..cx });
             }

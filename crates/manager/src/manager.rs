@@ -255,13 +255,17 @@ impl Manager {
 
     // ---- storing -----------------------------------------------------------------------------------------------
 
-    /// Sets buffers aside for a batch: consecutive chunks of one chain, first to last. What is resident or being written
-    /// by somebody else is skipped. `grant` and `wait` say what happens when L1 is full; under [`Grant::Part`] a wait
-    /// ends with the first key that gets room.
+    /// Sets buffers aside for the `wanted` keys of a batch: consecutive chunks of one chain, first to last. What is
+    /// resident or being written by somebody else is skipped. `grant` and `wait` say what happens when L1 is full; under
+    /// [`Grant::Part`] a wait ends with the first key that gets room.
+    ///
+    /// # Panics
+    /// If `wanted` has another length than `keys`.
     pub async fn reserve(
         &self,
         rq: &Request,
         keys: &[ObjectKey],
+        wanted: &KeyMask,
         layouts: &Layouts,
         grant: Grant,
         wait: Wait,
@@ -273,7 +277,7 @@ impl Manager {
             let mut told = std::pin::pin!(told);
             // Listening starts before the try, so that room that comes free in between is not missed.
             told.as_mut().enable();
-            let reserved = self.reserve_once(rq, keys, layouts, grant);
+            let reserved = self.reserve_once(rq, keys, wanted, layouts, grant);
             let granted = reserved.iter().any(|r| matches!(r, Reserved::Granted(_)));
             let full =
                 reserved.iter().any(|r| matches!(r, Reserved::Refused(e) if e.kind() == ErrorKind::NoSpace));
@@ -284,7 +288,7 @@ impl Manager {
             tokio::select! {
                 () = told => {}
                 () = self.0.timer.sleep_until(rq.deadline) => {
-                    return self.counted(self.reserve_once(rq, keys, layouts, grant));
+                    return self.counted(self.reserve_once(rq, keys, wanted, layouts, grant));
                 }
             }
         }
@@ -298,7 +302,7 @@ impl Manager {
         layouts: &Layouts,
         grant: Grant,
     ) -> Vec<Reserved> {
-        self.counted(self.reserve_once(rq, keys, layouts, grant))
+        self.counted(self.reserve_once(rq, keys, wanted, layouts, grant))
     }
 
     fn reserve_once(
@@ -312,13 +316,14 @@ impl Manager {
             if m.closed {
                 keys.iter().map(|_| Room::Refused(closed("reserve"))).collect()
             } else {
-                m.reserve(keys, layouts, grant, rq.access(keys.len()), rq.affinity)
+                m.reserve(keys, wanted, layouts, grant, rq.access(keys.len()), rq.affinity)
             }
         });
         let guard = |room| match room {
             Room::Granted(granted) => {
                 Reserved::Granted(Reservation { granted: Some(granted), inner: Arc::clone(&self.0) })
             }
+            Room::Unwanted => Reserved::Unwanted,
             Room::Resident => Reserved::Resident,
             Room::Busy => Reserved::Busy,
             Room::Refused(e) => Reserved::Refused(e),
@@ -359,10 +364,14 @@ impl Manager {
         Hits { hits: found.into_iter().map(|f| f.map(hit)).collect(), inner: Arc::clone(&self.0) }
     }
 
-    /// Marks a batch as used, last chunk first, so that what is evicted later leaves a usable prefix. Keys that are not
-    /// in L1 are passed over.
-    pub fn touch(&self, rq: &Request, keys: &[ObjectKey]) {
-        self.0.with(|m| m.touch(keys, rq.access(keys.len())));
+    /// Marks keys of a batch as used, last chunk first, so that what is evicted later leaves a usable prefix. Keys that
+    /// are not in L1 are passed over. Engines do this when they have stored what was missing, so that the front of a
+    /// chain is always younger than its end.
+    ///
+    /// # Panics
+    /// If `which` has another length than `keys`.
+    pub fn touch(&self, rq: &Request, keys: &[ObjectKey], which: &KeyMask) {
+        self.0.with(|m| m.touch(keys, which, rq.access(keys.len())));
     }
 
     // ---- leaving -----------------------------------------------------------------------------------------------

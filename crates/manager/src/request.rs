@@ -91,6 +91,8 @@ pub enum Grant {
 pub enum Reserved {
     /// The buffer is the caller's to fill and commit.
     Granted(Reservation),
+    /// The key was not asked for.
+    Unwanted,
     /// The key is in L1 already.
     Resident,
     /// Somebody else is writing the key.
