@@ -299,6 +299,7 @@ impl Manager {
         &self,
         rq: &Request,
         keys: &[ObjectKey],
+        wanted: &KeyMask,
         layouts: &Layouts,
         grant: Grant,
     ) -> Vec<Reserved> {
@@ -309,6 +310,7 @@ impl Manager {
         &self,
         rq: &Request,
         keys: &[ObjectKey],
+        wanted: &KeyMask,
         layouts: &Layouts,
         grant: Grant,
     ) -> Vec<Reserved> {
