@@ -7,10 +7,9 @@
 //! ([`Reservation`], [`Pin`], [`Hits`]); dropping it gives it back.
 //!
 //! ```
-//! use std::sync::Arc;
 //! use std::time::Duration;
 //! use kvstrata_core::{chunk::ChunkHasher, KeyMask, KeyScope, KvRank, Layout, ObjectKey};
-//! use kvstrata_l2::TokioTimer;
+//! use kvstrata_l2::Context;
 //! use kvstrata_manager::{Grant, Layouts, Manager, Options, Parts, Reserved};
 //! use kvstrata_mem::{HeapRegion, Slab};
 //!
@@ -24,8 +23,7 @@
 //!         eviction: kvstrata_evict::by_name("lru")?,
 //!         store: kvstrata_policy::store_by_name("default")?,
 //!         prefetch: kvstrata_policy::prefetch_by_name("default")?,
-//!         timer: Arc::new(TokioTimer::start()),
-//!         runtime: tokio::runtime::Handle::current(),
+//!         cx: Context::tokio(tokio::runtime::Handle::current()),
 //!     },
 //!     Options::default(),
 //! )?;
@@ -78,4 +76,4 @@ pub use manager::{Manager, Parts};
 pub use request::{
     Committed, Deleted, Grant, Layouts, LoadMode, Options, Request, Reserved, Source, StoredHook, Wait,
 };
-pub use stats::{ManagerUsage, Stats};
+pub use stats::{AdapterUsage, ManagerUsage, Stats};

@@ -302,15 +302,11 @@ impl Inner {
                         buf: loaded.buf.seal(len),
                         cx: Access { position: cx.position + position as u32, ..cx },
                     };
-                    let verified = loaded.verified;
-                    LoadAnswer::Hit(inner.arrive(tier, arrival, admit, verified))
+                    LoadAnswer::Hit(inner.arrive(tier, arrival, admit))
                 }
                 Answer::Miss(why, buf) => {
                     drop(buf);
-                    inner.with(|m| {
-                        let slot = Miss::ALL.iter().position(|r| *r == why).expect("every reason is listed");
-                        m.stats.load_misses[slot] += 1;
-                    });
+                    inner.with(|m| m.stats.load_misses += 1);
                     LoadAnswer::Miss(why)
                 }
                 Answer::Failed(e, buf) => {
@@ -336,11 +332,10 @@ impl Inner {
         });
     }
 
-    fn arrive(self: &Arc<Self>, tier: L2Id, arrival: Arrival, admit: Admit, verified: bool) -> Pin {
+    fn arrive(self: &Arc<Self>, tier: L2Id, arrival: Arrival, admit: Admit) -> Pin {
         let (handle, buf) = self.with(|m| {
             m.stats.loaded += 1;
             m.stats.loaded_bytes += arrival.buf.len() as u64;
-            m.stats.unverified += u64::from(!verified);
             match admit {
                 Admit::Temporary => (None, arrival.buf),
                 Admit::Retained => {

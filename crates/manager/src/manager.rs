@@ -8,18 +8,17 @@ use std::time::Duration;
 
 use kvstrata_core::{Affinity, Error, ErrorKind, Instant, KeyMask, ObjectKey, Result};
 use kvstrata_evict::EvictionPolicy;
-use kvstrata_l2::{Adapter, Put, PutItem, PutSink, Stored, Timer};
+use kvstrata_l2::{Adapter, Checked, Context, Put, PutItem, PutSink, Stored, Timer, Verify};
 use kvstrata_mem::{Allocate, SpaceWatch};
 use kvstrata_policy::{L2Id, PrefetchPolicy, StorePolicy};
 use parking_lot::{Mutex, RwLock};
-use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
 use crate::guard::{Hit, Hits};
 use crate::machine::{Effect, Machine, Room, Tier};
 use crate::{
-    Committed, Deleted, Grant, Layouts, ManagerUsage, Options, Request, Reservation, Reserved, Source,
-    StoredHook, Wait,
+    AdapterUsage, Committed, Deleted, Grant, Layouts, ManagerUsage, Options, Request, Reservation, Reserved,
+    Source, StoredHook, Wait,
 };
 
 /// What a manager is made of.
@@ -35,10 +34,8 @@ pub struct Parts {
     pub store: Box<dyn StorePolicy>,
     /// From where they are loaded.
     pub prefetch: Box<dyn PrefetchPolicy>,
-    /// Time.
-    pub timer: Arc<dyn Timer>,
-    /// Where the manager's tasks run.
-    pub runtime: Handle,
+    /// Time, and where tasks run. The adapters' own context must have the same timer: deadlines are read on it.
+    pub cx: Context,
 }
 
 /// The storage manager. Clones are handles of the same one.
@@ -50,9 +47,9 @@ pub(crate) struct Inner {
     pub(crate) cache: Arc<dyn Allocate>,
     pub(crate) staging: Arc<dyn Allocate>,
     pub(crate) prefetch: Box<dyn PrefetchPolicy>,
-    adapters: RwLock<Vec<(L2Id, Adapter)>>,
+    adapters: RwLock<Vec<(L2Id, Checked)>>,
     pub(crate) timer: Arc<dyn Timer>,
-    pub(crate) runtime: Handle,
+    cx: Context,
     room: Arc<Waiters>,
     retry: Arc<Notify>,
     /// Told when a store operation ended, for those who wait for quiet.
@@ -109,7 +106,9 @@ impl Inner {
             Effect::Remove { tier, key } => {
                 if let Some(remove) = self.adapter(tier).and_then(|a| a.remove) {
                     let deadline = self.timer.now() + self.machine.lock().options.store_timeout;
-                    self.runtime.spawn(async move { remove.remove([key].into(), deadline).await });
+                    self.cx.spawn.spawn(Box::pin(async move {
+                        remove.remove([key].into(), deadline).await;
+                    }));
                 }
             }
             Effect::Hook { hook, key } => {
@@ -161,7 +160,7 @@ impl Inner {
     ) {
         let timer = Arc::clone(&self.timer);
         let mut gone = self.gone.subscribe();
-        self.runtime.spawn(async move {
+        self.cx.spawn.spawn(Box::pin(async move {
             let mut work = std::pin::pin!(work);
             tokio::select! {
                 biased;
@@ -172,11 +171,11 @@ impl Inner {
                 () = work => {}
                 _ = gone.wait_for(|gone| *gone) => {}
             }
-        });
+        }));
     }
 
     pub(crate) fn adapter(&self, tier: L2Id) -> Option<Adapter> {
-        self.adapters.read().iter().find(|(id, _)| *id == tier).map(|(_, a)| a.clone())
+        self.adapters.read().iter().find(|(id, _)| *id == tier).map(|(_, c)| c.adapter.clone())
     }
 
     /// The adapters that take new work, in order.
@@ -185,7 +184,12 @@ impl Inner {
             let machine = self.machine.lock();
             machine.tiers.iter().filter(|t| t.draining).map(|t| t.id).collect()
         };
-        self.adapters.read().iter().filter(|(id, _)| !draining.contains(id)).cloned().collect()
+        let adapters = self.adapters.read();
+        adapters
+            .iter()
+            .filter(|(id, _)| !draining.contains(id))
+            .map(|(id, c)| (*id, c.adapter.clone()))
+            .collect()
     }
 
     /// Waits until `done` says so or `deadline` passes; whether it said so.
@@ -227,8 +231,8 @@ impl Manager {
             staging: parts.staging,
             prefetch: parts.prefetch,
             adapters: RwLock::default(),
-            timer: parts.timer,
-            runtime: parts.runtime,
+            timer: Arc::clone(&parts.cx.timer),
+            cx: parts.cx,
             room: Arc::default(),
             retry: Arc::default(),
             quiet: Notify::new(),
@@ -239,7 +243,7 @@ impl Manager {
         for pool in [&inner.cache, &inner.staging] {
             pool.watch_space(Arc::clone(&inner.room) as Arc<dyn SpaceWatch>);
         }
-        inner.runtime.spawn(retries(Arc::downgrade(&inner), Arc::clone(&inner.retry)));
+        inner.cx.spawn.spawn(Box::pin(retries(Arc::downgrade(&inner), Arc::clone(&inner.retry))));
         Ok(Self(inner))
     }
 
@@ -384,7 +388,7 @@ impl Manager {
         let l1 = self.0.with(|m| m.delete(keys));
         let mut deleted = Deleted { l1, l2: KeyMask::none(keys.len()), failed: Vec::new() };
         let adapters = self.0.adapters.read().clone();
-        for (_, adapter) in adapters {
+        for (_, Checked { adapter, .. }) in adapters {
             let name = adapter.store.desc().name.clone();
             let Some(remove) = &adapter.remove else {
                 deleted.failed.push((name, "the adapter cannot delete".into()));
@@ -422,7 +426,7 @@ impl Manager {
     pub fn add_adapter(&self, adapter: Adapter, weight: u32) -> Result<L2Id> {
         let name = adapter.store.desc().name.clone();
         let id = L2Id(self.0.next_tier.fetch_add(1, Ordering::Relaxed) as u32);
-        self.0.with(|m| {
+        let verify = self.0.with(|m| {
             if m.closed {
                 return Err(closed("add adapter"));
             }
@@ -431,9 +435,9 @@ impl Manager {
                     .with("name", &name));
             }
             m.tiers.push(Tier { id, name, weight, draining: false, in_flight: 0 });
-            Ok(())
+            Ok(if m.options.digests { Verify::On } else { Verify::Off })
         })?;
-        self.0.adapters.write().push((id, adapter));
+        self.0.adapters.write().push((id, Checked::new(adapter, verify, self.0.cx.clone())));
         Ok(id)
     }
 
@@ -476,7 +480,12 @@ impl Manager {
         let adapters = self.0.adapters.read().clone();
         let adapters = adapters
             .into_iter()
-            .map(|(id, a)| (a.store.desc().name.clone(), id, a.usage.as_ref().map(|u| u.usage())))
+            .map(|(id, Checked { adapter, stats })| AdapterUsage {
+                id,
+                name: adapter.store.desc().name.clone(),
+                usage: adapter.usage.as_ref().map(|u| u.usage()),
+                checks: stats.counts(),
+            })
             .collect();
         let (cache, staging) = (self.0.cache.usage(), self.0.staging.usage());
         self.0.with(|m| ManagerUsage {
@@ -516,7 +525,7 @@ impl Manager {
         let quiet = self.0.quiet(deadline, |m| m.storing() == 0).await;
         let adapters = std::mem::take(&mut *self.0.adapters.write());
         let mut first = Ok(());
-        for (_, adapter) in adapters {
+        for (_, Checked { adapter, .. }) in adapters {
             let ended = adapter.store.shutdown(deadline).await;
             first = first.and(ended);
         }

@@ -1,6 +1,6 @@
 //! What happened, counted.
 
-use kvstrata_l2::{Miss, StoreUsage};
+use kvstrata_l2::{CheckCounts, StoreUsage};
 use kvstrata_mem::Usage;
 
 /// Counts since the start. Every refusal and every loss has a counter of its own.
@@ -52,10 +52,8 @@ pub struct Stats {
     pub load_timeouts: u64,
     /// Loads refused because there was no room for them in L1.
     pub load_no_space: u64,
-    /// Loads without a digest check.
-    pub unverified: u64,
-    /// Loads that were misses after all, by reason (in the order of [`Miss::ALL`]).
-    pub load_misses: [u64; Miss::ALL.len()],
+    /// Loads that were misses after all; each adapter's [`AdapterUsage::checks`] has the reasons.
+    pub load_misses: u64,
     /// Completion hooks that panicked.
     pub hook_panics: u64,
 }
@@ -75,8 +73,21 @@ pub struct ManagerUsage {
     pub reserved: usize,
     /// Stores that are in flight or wait for a retry, in keys.
     pub storing: usize,
-    /// Per adapter: its name, its number, and how full it is if it says so.
-    pub adapters: Vec<(String, kvstrata_policy::L2Id, Option<StoreUsage>)>,
+    /// Per adapter, in order.
+    pub adapters: Vec<AdapterUsage>,
     /// The counters.
     pub stats: Stats,
+}
+
+/// One adapter's part of [`ManagerUsage`].
+#[derive(Clone, Debug)]
+pub struct AdapterUsage {
+    /// Its number.
+    pub id: kvstrata_policy::L2Id,
+    /// Its name.
+    pub name: String,
+    /// How full it is, if it says so.
+    pub usage: Option<StoreUsage>,
+    /// What the digest check counted: bytes moved, misses by reason, loads that could not be verified.
+    pub checks: CheckCounts,
 }
