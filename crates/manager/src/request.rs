@@ -149,6 +149,8 @@ pub struct Options {
     pub store_attempts: u32,
     /// The wait before the second try; doubles with each further one. An error's own advice overrides it.
     pub store_backoff: Duration,
+    /// The longest wait that doubling leads to.
+    pub store_backoff_max: Duration,
     /// How long an adapter may take for one batch of stores, queueing included.
     pub store_timeout: Duration,
     /// Whether lookups answer from L1. Off where L1 is a staging buffer only.
@@ -162,6 +164,7 @@ impl Default for Options {
         Self {
             store_attempts: 3,
             store_backoff: Duration::from_millis(50),
+            store_backoff_max: Duration::from_secs(2),
             store_timeout: Duration::from_secs(30),
             lookup_l1: true,
             digests: true,

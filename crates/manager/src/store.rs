@@ -165,7 +165,8 @@ impl Machine {
     ) -> Option<Retry> {
         self.stats.store_failures += 1;
         let entry = self.index.get_mut(handle).expect("a chunk with a store in flight is pinned");
-        let backoff = self.options.store_backoff * 2u32.saturating_pow(attempt - 1).min(1024);
+        let doubled = self.options.store_backoff.saturating_mul(2u32.saturating_pow(attempt - 1));
+        let backoff = doubled.min(self.options.store_backoff_max);
         let wait = match why.retry() {
             Advice::Never => None,
             Advice::Later => Some(backoff),
