@@ -28,6 +28,9 @@ mod alloc;
 mod buf;
 mod region;
 
-pub use alloc::{Allocate, Pool, RegionWatch, Slab, SpaceWatch, UNIT, Usage};
+pub use alloc::{Allocate, Pool, RegionWatch, Slab, SlabUsage, SpaceWatch, UNIT, Usage};
 pub use buf::{Extent, Home, ReadBuf, WriteBuf};
-pub use region::{HeapRegion, Region, RegionId, RegionKind};
+pub use region::{
+    Fallback, HeapRegion, HugePages, MemfdRegion, MmapRegion, Region, RegionId, RegionKind, RegionOptions,
+    ShmRegion, Stale, machine_memory,
+};

@@ -1,0 +1,305 @@
+//! Memory that other processes may map.
+
+use std::ffi::CString;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use kvstrata_core::{Error, ErrorKind, Result, Retry};
+
+use super::map::{Fallback, HugePages, Mapping, RegionOptions, check, no_huge_pages};
+use super::{Region, RegionId, RegionKind};
+
+/// Memory behind a nameless file: whoever is handed its descriptor may map it.
+///
+/// The size is sealed, so that no holder of the descriptor can cut the memory off under another one.
+pub struct MemfdRegion {
+    id: RegionId,
+    // Unmapped before the descriptor is closed.
+    mapping: Mapping,
+    fd: OwnedFd,
+    fallbacks: Vec<Fallback>,
+}
+
+impl MemfdRegion {
+    /// A region of `len` bytes. `name` shows up in `/proc/PID/maps` and need not be unique.
+    ///
+    /// # Errors
+    /// As [`crate::MmapRegion::new`]; `Invalid` also for a name that is longer than 249 bytes or has a NUL.
+    pub fn new(name: &str, len: usize, options: &RegionOptions) -> Result<Arc<Self>> {
+        const OP: &str = "map memfd";
+        options.check(OP, len)?;
+        let c_name = CString::new(name).ok().filter(|n| n.as_bytes().len() <= 249);
+        let c_name = c_name.ok_or_else(|| {
+            Error::invalid(OP, "a memfd name has at most 249 bytes and no NUL").with("name", name)
+        })?;
+        let mut flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+        if options.huge_pages == HugePages::Explicit {
+            flags |= libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
+        }
+        // SAFETY: the name is a C string.
+        let fd = unsafe { libc::memfd_create(c_name.as_ptr(), flags) };
+        check(fd).map_err(|e| match options.huge_pages {
+            HugePages::Explicit => no_huge_pages(OP, len, e),
+            _ => Error::io(OP, e).with("name", name),
+        })?;
+        // SAFETY: the descriptor is fresh and ours.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        size(OP, &fd, len, options)?;
+        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+        // SAFETY: no memory is passed.
+        let rc = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) };
+        check(rc).map_err(|e| Error::io(OP, e).with("step", "seal the size"))?;
+        let (mapping, fallbacks) = Mapping::new(OP, len, Some(fd.as_fd()), options)?;
+        Ok(Arc::new(Self { id: RegionId::unique(), mapping, fd, fallbacks }))
+    }
+
+    /// The options that were asked for and are not in effect.
+    pub fn fallbacks(&self) -> &[Fallback] {
+        &self.fallbacks
+    }
+}
+
+/// What to do with a shared-memory object that already has the name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Stale {
+    /// Refuse, and say whether anybody holds it.
+    #[default]
+    Refuse,
+    /// Replace it if no living [`ShmRegion`] holds it. Processes that still map the old one keep what they have.
+    Replace,
+}
+
+/// Named POSIX shared memory (`/dev/shm/NAME`) that processes of the same user may open: mode 0600, unlinked on drop.
+///
+/// While the region lives it holds an advisory lock (`flock`) on the object, which is how a living owner is told from
+/// the remains of a dead one. Unlike a memfd its size cannot be sealed: a process of the same user that truncates the
+/// object takes the memory away under everybody.
+pub struct ShmRegion {
+    id: RegionId,
+    mapping: Mapping,
+    object: Object,
+    fallbacks: Vec<Fallback>,
+}
+
+impl ShmRegion {
+    /// A region of `len` bytes under `name`, with or without its leading slash.
+    ///
+    /// The file system's free space is checked first: a page that finds none when it is first written is a `SIGBUS`.
+    /// Others may still fill the file system afterwards; with `prefault` the space is truly set aside.
+    ///
+    /// # Errors
+    /// As [`crate::MmapRegion::new`]; `Invalid` also for a bad name and for explicit huge pages, which POSIX shared
+    /// memory does not have; `Busy` if a living owner holds the name, or the remains of a dead one and `stale` is
+    /// [`Stale::Refuse`]; `NoSpace` if the file system has too little room.
+    pub fn create(name: &str, len: usize, options: &RegionOptions, stale: Stale) -> Result<Arc<Self>> {
+        const OP: &str = "create shared memory";
+        let c_name = shm_name(OP, name)?;
+        if options.huge_pages == HugePages::Explicit {
+            let message =
+                "POSIX shared memory has no explicit huge pages: choose transparent ones, or a memfd";
+            return Err(Error::invalid(OP, message).with("huge_pages", "explicit"));
+        }
+        options.check(OP, len)?;
+        let object = Object::create(OP, c_name, stale)?;
+        check_room(OP, &object.fd, len)?;
+        size(OP, &object.fd, len, options)?;
+        let (mapping, fallbacks) = Mapping::new(OP, len, Some(object.fd.as_fd()), options)?;
+        Ok(Arc::new(Self { id: RegionId::unique(), mapping, object, fallbacks }))
+    }
+
+    /// The name that others open, with its leading slash.
+    pub fn name(&self) -> &str {
+        self.object.name.to_str().unwrap_or_default()
+    }
+
+    /// The options that were asked for and are not in effect.
+    pub fn fallbacks(&self) -> &[Fallback] {
+        &self.fallbacks
+    }
+}
+
+/// The name of an object, its descriptor, and the lock on it. Unlinked when dropped.
+struct Object {
+    name: CString,
+    fd: OwnedFd,
+}
+
+impl Object {
+    fn create(op: &'static str, name: CString, stale: Stale) -> Result<Self> {
+        let with_name = |e: Error| e.with("name", name.to_string_lossy());
+        let exclusive = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR;
+        let fd = match open(&name, exclusive) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                clear_the_way(op, &name, stale).map_err(with_name)?;
+                open(&name, exclusive)
+            }
+            done => done,
+        };
+        let fd = fd.map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => Error::new(ErrorKind::Busy, op, "another process took the name"),
+            _ => Error::io(op, e),
+        });
+        let fd = fd.map_err(with_name)?;
+        // Not an `Object` before the lock is ours: a rival that mistook the fresh object for a stale one has won.
+        lock(&fd).map_err(|_| with_name(Error::new(ErrorKind::Busy, op, "another process took the name")))?;
+        let object = Self { name, fd };
+        // SAFETY: no memory is passed. (The umask may have cut the mode.)
+        let rc = unsafe { libc::fchmod(object.fd.as_raw_fd(), 0o600) };
+        check(rc).map_err(|e| Error::io(op, e).with("step", "set mode 0600"))?;
+        Ok(object)
+    }
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        // Only what is still ours: somebody may have unlinked it and taken the name.
+        let named = open(&self.name, libc::O_RDONLY).and_then(|fd| identity(&fd));
+        if let (Ok(named), Ok(own)) = (named, identity(&self.fd))
+            && named == own
+        {
+            // SAFETY: the name is a C string.
+            unsafe { libc::shm_unlink(self.name.as_ptr()) };
+        }
+    }
+}
+
+/// Unlinks an object that nobody holds.
+fn clear_the_way(op: &'static str, name: &CString, stale: Stale) -> Result<()> {
+    let busy = |message: &str| Error::new(ErrorKind::Busy, op, message);
+    let old = match open(name, libc::O_RDWR) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        old => old.map_err(|e| Error::io(op, e).with("step", "open what has the name"))?,
+    };
+    lock(&old).map_err(|_| busy("a living process holds shared memory of this name: choose another name"))?;
+    if stale == Stale::Refuse {
+        let message = "shared memory of this name is left from a process that is gone: \
+                       allow it to be replaced, or remove it from /dev/shm";
+        return Err(busy(message).retrying(Retry::Never));
+    }
+    // With its lock held nobody else removes it. If it lost the name meanwhile, it is no longer ours to remove.
+    let named = open(name, libc::O_RDONLY).and_then(|fd| identity(&fd));
+    if named.ok() == identity(&old).ok() {
+        // SAFETY: the name is a C string.
+        check(unsafe { libc::shm_unlink(name.as_ptr()) })
+            .map_err(|e| Error::io(op, e).with("step", "unlink the stale object"))?;
+    }
+    Ok(())
+}
+
+fn shm_name(op: &'static str, name: &str) -> Result<CString> {
+    let bare = name.strip_prefix('/').unwrap_or(name);
+    let good = (1..=250).contains(&bare.len()) && !bare.contains(['/', '\0']) && bare != "." && bare != "..";
+    let c_name = CString::new(format!("/{bare}")).ok().filter(|_| good);
+    c_name.ok_or_else(|| {
+        let message = "a shared-memory name has 1 to 250 bytes and no slash but a leading one";
+        Error::invalid(op, message).with("name", format!("{name:?}"))
+    })
+}
+
+fn open(name: &CString, flags: libc::c_int) -> io::Result<OwnedFd> {
+    // SAFETY: the name is a C string.
+    let fd = unsafe { libc::shm_open(name.as_ptr(), flags | libc::O_CLOEXEC, 0o600 as libc::c_uint) };
+    check(fd)?;
+    // SAFETY: the descriptor is fresh and ours.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn lock(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })
+}
+
+/// What tells one object from another under the same name.
+fn identity(fd: &OwnedFd) -> io::Result<(u64, u64)> {
+    let meta = std::fs::File::from(fd.try_clone()?).metadata()?;
+    use std::os::unix::fs::MetadataExt;
+    Ok((meta.dev(), meta.ino()))
+}
+
+fn check_room(op: &'static str, fd: &OwnedFd, len: usize) -> Result<()> {
+    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the structure outlives the call.
+    let rc = unsafe { libc::fstatvfs(fd.as_raw_fd(), stat.as_mut_ptr()) };
+    check(rc).map_err(|e| Error::io(op, e).with("step", "ask for free space"))?;
+    // SAFETY: the call succeeded, so it filled the structure.
+    let stat = unsafe { stat.assume_init() };
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    // A tmpfs without a size limit reports no blocks at all.
+    if stat.f_blocks > 0 && free < len as u64 {
+        let message = "/dev/shm has too little free space: remount it larger \
+                       (`mount -o remount,size=… /dev/shm`, --shm-size of a container)";
+        return Err(Error::new(ErrorKind::NoSpace, op, message).with("len", len).with("free", free));
+    }
+    Ok(())
+}
+
+/// Gives the object its size; with `prefault` its pages too, so that a lack of them is an error and not a signal.
+fn size(op: &'static str, fd: &OwnedFd, len: usize, options: &RegionOptions) -> Result<()> {
+    let bytes = libc::off_t::try_from(len).map_err(|e| Error::invalid(op, e.to_string()).with("len", len))?;
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::ftruncate(fd.as_raw_fd(), bytes) })
+        .map_err(|e| Error::io(op, e).with("step", "set the size").with("len", len))?;
+    if options.prefault {
+        // SAFETY: no memory is passed.
+        check(unsafe { libc::fallocate(fd.as_raw_fd(), 0, 0, bytes) }).map_err(|e| {
+            match options.huge_pages {
+                HugePages::Explicit => no_huge_pages(op, len, e),
+                _ => Error::io(op, e).with("prefault", len),
+            }
+        })?;
+    }
+    Ok(())
+}
+
+// SAFETY: the range is mapped from an object that holds its size, and stays so until the value is dropped.
+unsafe impl Region for MemfdRegion {
+    fn id(&self) -> RegionId {
+        self.id
+    }
+    fn base(&self) -> NonNull<u8> {
+        self.mapping.base()
+    }
+    fn len(&self) -> usize {
+        self.mapping.len()
+    }
+    fn kind(&self) -> RegionKind {
+        RegionKind::Shared
+    }
+    fn shared_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+}
+
+// SAFETY: as above; nobody but processes of this user could truncate the object.
+unsafe impl Region for ShmRegion {
+    fn id(&self) -> RegionId {
+        self.id
+    }
+    fn base(&self) -> NonNull<u8> {
+        self.mapping.base()
+    }
+    fn len(&self) -> usize {
+        self.mapping.len()
+    }
+    fn kind(&self) -> RegionKind {
+        RegionKind::Shared
+    }
+    fn shared_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.object.fd.as_fd())
+    }
+}
+
+impl fmt::Debug for MemfdRegion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MemfdRegion({} bytes)", self.mapping.len())
+    }
+}
+
+impl fmt::Debug for ShmRegion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ShmRegion({}, {} bytes)", self.name(), self.mapping.len())
+    }
+}
