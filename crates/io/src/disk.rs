@@ -17,7 +17,7 @@ pub struct Open {
     /// The file is made; it must not exist yet (`EEXIST`). Needs `write` (`EINVAL`).
     pub create_new: bool,
     /// Bypass the page cache. Offsets, lengths and addresses are then multiples of the block size. A file system that
-    /// cannot do it answers `EINVAL`.
+    /// cannot do it answers `EINVAL`, and a file that was to be made may then be there all the same.
     pub direct: bool,
     /// Leave the access time alone. Not owning the file makes this fail with `EPERM`.
     pub no_atime: bool,

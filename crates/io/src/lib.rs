@@ -13,6 +13,7 @@ mod fs_type;
 mod os;
 mod pool;
 mod queue;
+mod sim;
 mod whole;
 
 pub use disk::{DirEntry, Disk, FileKind, Meta, Open, Space};
@@ -20,3 +21,7 @@ pub use engine::{Completion, CompletionSink, EngineStats, IoBuf, IoEngine, IoOp,
 pub use fs_type::FsType;
 pub use os::{OsDisk, OsFile, OsOptions};
 pub use pool::ThreadPool;
+pub use sim::{
+    Crash, CrashImage, CrashImages, CrashOptions, Fault, Faults, Fired, Hook, OpInfo, OpKind, Rule, SimDisk,
+    SimEngine, SimFile, SimMode, SimOptions,
+};
