@@ -23,44 +23,58 @@ struct Allowed {
     at_most: BTreeMap<String, usize>,
 }
 
+/// What `cargo tree` says of one crate as a library, with all features that are about the library.
+#[derive(Debug)]
+struct Tree {
+    /// What it names itself, and itself.
+    direct: BTreeSet<String>,
+    all: BTreeSet<String>,
+}
+
 /// The check.
 pub(crate) fn run(workspace: &Workspace, findings: &mut Findings) -> Result<()> {
     let mut trees = BTreeMap::new();
     for package in workspace.packages.iter().filter(|p| p.is_library_crate()) {
-        trees.insert(package.name.clone(), tree(workspace, &package.name)?);
+        let tree = |depth| tree(workspace, package, depth);
+        trees.insert(package.name.clone(), Tree { direct: tree(Some("1"))?, all: tree(None)? });
     }
-    compare(&workspace.packages, &trees, &workspace.toml(FILE)?, findings);
+    let ours: BTreeSet<String> = workspace.packages.iter().map(|p| p.name.clone()).collect();
+    compare(&ours, &trees, &workspace.toml(FILE)?, findings);
     Ok(())
 }
 
-/// The names of everything that building `package` alone compiles, build scripts aside.
-fn tree(workspace: &Workspace, package: &str) -> Result<BTreeSet<String>> {
-    let output = cargo()
-        .args(["tree", "--locked", "--package", package, "--edges", "normal", "--target", TARGET])
+/// The names in the crate's tree on [`TARGET`], build scripts aside; `depth` as cargo takes it.
+fn tree(workspace: &Workspace, package: &Package, depth: Option<&str>) -> Result<BTreeSet<String>> {
+    let features: Vec<&str> = package.features.iter().map(String::as_str).collect();
+    let mut command = cargo();
+    command
+        .args(["tree", "--locked", "--package", &package.name, "--edges", "normal", "--target", TARGET])
+        .args(["--no-default-features", "--features", &features.join(",")])
         .args(["--prefix", "none", "--format", "{p}"])
-        .current_dir(&workspace.root)
-        .output()
-        .context("could not start cargo tree")?;
+        .current_dir(&workspace.root);
+    if let Some(depth) = depth {
+        command.args(["--depth", depth]);
+    }
+    let output = command.output().context("could not start cargo tree")?;
     if !output.status.success() {
-        bail!("cargo tree of {package} failed:\n{}", String::from_utf8_lossy(&output.stderr));
+        bail!("cargo tree of {} failed:\n{}", package.name, String::from_utf8_lossy(&output.stderr));
     }
     let text = String::from_utf8(output.stdout).context("cargo tree printed no text")?;
     Ok(text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
 }
 
+/// `ours` are the packages of this workspace.
 fn compare(
-    packages: &[Package],
-    trees: &BTreeMap<String, BTreeSet<String>>,
+    ours: &BTreeSet<String>,
+    trees: &BTreeMap<String, Tree>,
     allowed: &Allowed,
     findings: &mut Findings,
 ) {
-    let nothing = BTreeSet::new();
-    let direct = |name: &str| allowed.direct.get(name).unwrap_or(&nothing);
-    let ours: BTreeSet<&str> = packages.iter().map(|p| p.name.as_str()).collect();
     let mut seen = BTreeSet::new();
-    for package in packages.iter().filter(|p| trees.contains_key(&p.name)) {
-        let name = &package.name;
-        for new in package.external.difference(direct(name)) {
+    for (name, tree) in trees {
+        let listed = allowed.direct.get(name).cloned().unwrap_or_default();
+        let direct: BTreeSet<String> = tree.direct.difference(ours).cloned().collect();
+        for new in direct.difference(&listed) {
             findings.fail(
                 FILE,
                 format_args!(
@@ -68,25 +82,19 @@ fn compare(
                 ),
             );
         }
-        for stale in direct(name).difference(&package.external) {
+        for stale in listed.difference(&direct) {
             findings.fail(
                 FILE,
                 format_args!("{name} does not name '{stale}'. Remove it from {name} in [direct]"),
             );
         }
-        let tree: BTreeSet<&str> =
-            trees[name].iter().map(String::as_str).filter(|n| !ours.contains(n)).collect();
-        // What the crates below bring is theirs to answer for.
-        let named: BTreeSet<&str> = trees[name]
-            .iter()
-            .filter(|n| ours.contains(n.as_str()))
-            .flat_map(|n| direct(n))
-            .map(String::as_str)
-            .collect();
-        let brought = |n: &str| named.iter().any(|d| allowed.brings.get(*d).is_some_and(|b| b.contains(n)));
-        for new in
-            tree.iter().filter(|n| !named.contains(*n) && !package.external.contains(**n) && !brought(n))
-        {
+        // What the crates below name is theirs to answer for, allowed or not.
+        let below = trees.iter().filter(|(other, _)| tree.all.contains(*other));
+        let named: BTreeSet<&String> = below.flat_map(|(_, t)| &t.direct).collect();
+        let tree: BTreeSet<&String> = tree.all.difference(ours).collect();
+        let brought =
+            |n: &str| named.iter().any(|d| allowed.brings.get(d.as_str()).is_some_and(|b| b.contains(n)));
+        for new in tree.iter().filter(|n| !named.contains(*n) && !brought(n.as_str())) {
             findings.fail(
                 FILE,
                 format_args!(
@@ -107,7 +115,7 @@ fn compare(
         findings.fail(FILE, format_args!("'{name}' is no library crate. Remove it"));
     }
     for (by, brought) in &allowed.brings {
-        for stale in brought.iter().chain([by]).filter(|n| !seen.contains(n.as_str())) {
+        for stale in brought.iter().chain([by]).filter(|n| !seen.contains(n)) {
             findings.fail(
                 FILE,
                 format_args!("nobody pulls in '{stale}' any more. Remove it from {by} in [brings]"),
@@ -121,13 +129,15 @@ fn compare(
 mod tests {
     use super::*;
 
-    fn found(names: &[&str], tree: &[&str], allowed: &str) -> Vec<String> {
+    fn found(names: &[&str], all: &[&str], allowed: &str) -> Vec<String> {
         let set = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
-        let low = Package { name: "low".into(), external: set(&["libc"]), ..Package::default() };
-        let top = Package { name: "top".into(), external: set(names), ..Package::default() };
-        let trees = BTreeMap::from([("low".into(), set(&["low", "libc"])), ("top".into(), set(tree))]);
+        let tree = |direct, all| Tree { direct: set(direct), all: set(all) };
+        let trees = BTreeMap::from([
+            ("low".into(), tree(&["low", "libc"], &["low", "libc"])),
+            ("top".into(), tree(names, all)),
+        ]);
         let mut findings = Findings::default();
-        compare(&[low, top], &trees, &toml::from_str(allowed).unwrap(), &mut findings);
+        compare(&set(&["low", "top"]), &trees, &toml::from_str(allowed).unwrap(), &mut findings);
         findings.failures().to_vec()
     }
 

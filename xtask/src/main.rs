@@ -24,7 +24,12 @@ use anyhow::Result;
 use findings::Findings;
 use workspace::Workspace;
 
-const USAGE: &str = "usage: cargo xtask dag | tidy | deps | ci [STEP..]";
+fn usage() -> String {
+    format!(
+        "usage: cargo xtask dag | tidy | deps | ci [STEP..]\nsteps of ci: {}",
+        ci::step_names().join(", ")
+    )
+}
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -36,13 +41,13 @@ fn main() -> ExitCode {
         ("dag", []) => report("dag", dag::run),
         ("tidy", []) => report("tidy", tidy::run),
         ("deps", []) => report("deps", deps::run),
-        ("ci", steps) => ci::run(steps),
+        ("ci", steps) if ci::knows(steps) => ci::run(steps),
         ("help" | "--help" | "-h", _) => {
-            println!("{USAGE}\nsteps of ci: {}", ci::step_names().join(", "));
+            println!("{}", usage());
             return ExitCode::SUCCESS;
         }
         _ => {
-            eprintln!("xtask: cannot make sense of '{}'\n{USAGE}", args.join(" "));
+            eprintln!("xtask: cannot make sense of '{}'\n{}", args.join(" "), usage());
             return ExitCode::from(2);
         }
     };

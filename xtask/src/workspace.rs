@@ -1,6 +1,6 @@
 //! The workspace as cargo sees it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -30,12 +30,14 @@ pub(crate) struct Package {
     pub(crate) dev: BTreeSet<String>,
     /// Packages from elsewhere that it needs to be built.
     pub(crate) external: BTreeSet<String>,
+    /// The features that are about the library: not `default`, and not those that only a program asks for.
+    pub(crate) features: BTreeSet<String>,
 }
 
 impl Package {
-    /// Whether others build on it: it lies in `crates/` and is not a program.
+    /// Whether others build on it: it has a library in `crates/`.
     pub(crate) fn is_library_crate(&self) -> bool {
-        self.dir.starts_with("crates") && self.lib.is_some() && self.bins.is_empty()
+        self.dir.starts_with("crates") && self.lib.is_some()
     }
 }
 
@@ -51,6 +53,8 @@ struct RawPackage {
     manifest_path: PathBuf,
     dependencies: Vec<RawDependency>,
     targets: Vec<RawTarget>,
+    #[serde(default)]
+    features: BTreeMap<String, Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -64,6 +68,8 @@ struct RawDependency {
 struct RawTarget {
     kind: Vec<String>,
     src_path: PathBuf,
+    #[serde(default, rename = "required-features")]
+    required: Vec<String>,
 }
 
 /// The cargo that runs this program.
@@ -100,7 +106,9 @@ impl Workspace {
                     dir: relative(p.manifest_path.parent().unwrap_or(&p.manifest_path)),
                     ..Package::default()
                 };
+                package.features = p.features.into_keys().filter(|f| f != "default").collect();
                 for target in p.targets {
+                    package.features.retain(|f| !target.required.contains(f));
                     let file = relative(&target.src_path);
                     match target.kind.first().map(String::as_str) {
                         Some("lib" | "rlib" | "cdylib" | "proc-macro") => package.lib = Some(file),
@@ -141,7 +149,9 @@ mod tests {
     fn metadata_becomes_arrows() {
         let json = r#"{"workspace_root": "/r", "packages": [{
             "name": "a", "manifest_path": "/r/crates/a/Cargo.toml",
+            "features": {"default": ["cli"], "cli": [], "x": []},
             "targets": [{"kind": ["lib"], "src_path": "/r/crates/a/src/lib.rs"},
+                        {"kind": ["bin"], "src_path": "/r/crates/a/src/main.rs", "required-features": ["cli"]},
                         {"kind": ["test"], "src_path": "/r/crates/a/tests/t.rs"}],
             "dependencies": [{"name": "b", "kind": null, "path": "/r/crates/b"},
                              {"name": "c", "kind": "dev", "path": "/r/crates/c"},
@@ -153,6 +163,7 @@ mod tests {
         assert_eq!(a.dir, Path::new("crates/a"));
         assert_eq!(a.lib.as_deref(), Some(Path::new("crates/a/src/lib.rs")));
         assert!(a.is_library_crate());
+        assert_eq!(a.features.iter().collect::<Vec<_>>(), ["x"], "only the program needs cli");
         assert_eq!(a.normal.iter().collect::<Vec<_>>(), ["b", "d"]);
         assert_eq!(a.dev.iter().collect::<Vec<_>>(), ["c"]);
         assert_eq!(a.external.iter().collect::<Vec<_>>(), ["libc"]);

@@ -83,7 +83,7 @@ pub(super) fn check_package(package: &Package, files: &[File], root: &Path, find
     {
         findings.fail(lib.display(), what);
     }
-    if package.is_library_crate() && package.external.contains("anyhow") {
+    if package.is_library_crate() && package.bins.is_empty() && package.external.contains("anyhow") {
         findings.fail(
             package.dir.join("Cargo.toml").display(),
             "a library's errors are kvstrata_core::Error; anyhow is for programs",
