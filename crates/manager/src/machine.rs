@@ -7,7 +7,7 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 use kvstrata_core::{Affinity, Error, ErrorKind, Instant, KeyMask, Layout, ObjectKey};
 use kvstrata_evict::{Access, Entry as PolicyEntry, EvictionPolicy, Removal, Slot, TenantId};
-use kvstrata_mem::{Allocate, ReadBuf, WriteBuf};
+use kvstrata_mem::{Allocate, ReadBuf, UNIT, WriteBuf};
 use kvstrata_policy::{L2Id, StorePolicy};
 
 use crate::index::{Entry, Handle, Index, KeyMap, StoreState};
@@ -79,6 +79,8 @@ pub(crate) struct Machine {
     pub(crate) stats: Stats,
     pub(crate) effects: Vec<Effect>,
     pub(crate) closed: bool,
+    /// A pin or a reservation ended since the driver last looked: who waits for room may try again.
+    pub(crate) roomier: bool,
     victims: Vec<Slot>,
 }
 
@@ -104,6 +106,7 @@ impl Machine {
             stats: Stats::default(),
             effects: Vec::new(),
             closed: false,
+            roomier: false,
             victims: Vec::new(),
         }
     }
@@ -130,6 +133,16 @@ impl Machine {
         affinity: Affinity,
     ) -> Vec<Room> {
         let mut full: Option<Error> = None;
+        if grant == Grant::Whole {
+            let missing = |i: &usize| {
+                wanted.get(*i) && self.index.find(&keys[*i]).is_none() && !self.staged.contains_key(&keys[*i])
+            };
+            let need = (0..keys.len())
+                .filter(missing)
+                .map(|i| layouts.at(i).bytes().next_multiple_of(UNIT as u64))
+                .sum();
+            full = self.cannot_have(need);
+        }
         let mut rooms = Vec::with_capacity(keys.len());
         for (i, key) in keys.iter().enumerate() {
             rooms.push(if !wanted.get(i) {
@@ -172,6 +185,22 @@ impl Machine {
     pub(crate) fn abort(&mut self, key: &ObjectKey) {
         self.staged.remove(key);
         self.stats.aborts += 1;
+        self.roomier = true;
+    }
+
+    /// Why `need` bytes of the cache budget cannot be had now, however much is evicted. Changes nothing.
+    fn cannot_have(&mut self, need: u64) -> Option<Error> {
+        let usage = self.cache.usage();
+        if need > usage.limit {
+            let e = Error::invalid("reserve", "the batch is larger than the whole cache budget");
+            return Some(e.with("bytes", need).with("limit", usage.limit));
+        }
+        let want = (usage.used + need).saturating_sub(usage.limit);
+        self.victims.clear();
+        (want > 0 && self.policy.victims(want, &mut self.victims) < want).then(|| {
+            let e = Error::new(ErrorKind::NoSpace, "reserve", "too much of L1 is pinned for the whole batch");
+            e.with("bytes", need).with("limit", usage.limit)
+        })
     }
 
     /// A buffer from the cache budget, evicting exactly as much as is missing.
@@ -179,13 +208,13 @@ impl Machine {
         let bytes = usize::try_from(bytes)
             .map_err(|_| Error::invalid("reserve", "an object this large cannot be mapped"))?;
         loop {
-            let e = match self.cache.reserve(bytes, kvstrata_mem::UNIT) {
+            let e = match self.cache.reserve(bytes, UNIT) {
                 Ok(buf) => return Ok(buf),
                 Err(e) if e.kind() == ErrorKind::NoSpace => e,
                 Err(e) => return Err(e),
             };
             let usage = self.cache.usage();
-            let units = bytes.next_multiple_of(kvstrata_mem::UNIT) as u64;
+            let units = bytes.next_multiple_of(UNIT) as u64;
             // At least one victim even when the budget has room: then the free memory is in pieces.
             let want = (usage.used + units).saturating_sub(usage.limit).max(1);
             if !self.evict(want) {
@@ -346,6 +375,7 @@ impl Machine {
         if entry.pins > 0 {
             return;
         }
+        self.roomier = true;
         if entry.doomed {
             self.index.remove(handle.slot);
             self.policy.remove(handle.slot, Removal::Deleted);

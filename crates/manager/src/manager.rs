@@ -83,12 +83,17 @@ impl SpaceWatch for Waiters {
 impl Inner {
     /// One critical section, and then what it left to do.
     pub(crate) fn with<R>(self: &Arc<Self>, f: impl FnOnce(&mut Machine) -> R) -> R {
-        let (result, effects, due) = {
+        let (result, effects, due, roomier) = {
             let mut machine = self.machine.lock();
             let before = machine.next_due();
             let result = f(&mut machine);
             let due = machine.next_due();
-            (result, std::mem::take(&mut machine.effects), due != before)
+            (
+                result,
+                std::mem::take(&mut machine.effects),
+                due != before,
+                std::mem::take(&mut machine.roomier),
+            )
         };
         if due {
             self.retry.notify_one();
@@ -96,7 +101,9 @@ impl Inner {
         for effect in effects {
             self.perform(effect);
         }
-        self.room.tell();
+        if roomier {
+            self.room.tell();
+        }
         result
     }
 
@@ -289,12 +296,16 @@ impl Manager {
                 return self.counted(reserved);
             }
             drop(reserved);
-            tokio::select! {
-                () = told => {}
-                () = self.0.timer.sleep_until(rq.deadline) => {
-                    return self.counted(self.reserve_once(rq, keys, wanted, layouts, grant));
-                }
+            let last = tokio::select! {
+                () = told => false,
+                () = self.0.timer.sleep_until(rq.deadline) => true,
+            };
+            if last {
+                return self.counted(self.reserve_once(rq, keys, wanted, layouts, grant));
             }
+            // Being told is a hint. Many small frees are answered by one try, not by one each.
+            let soon = self.0.timer.now() + Duration::from_micros(100);
+            self.0.timer.sleep_until(soon.min(rq.deadline)).await;
         }
     }
 

@@ -1,0 +1,177 @@
+//! An adapter whose every answer the test gives, and a manager over it.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kvstrata_core::{Error, ErrorKind, Instant, KeyMask, KeyScope, KvRank, Layout, ObjectKey, Result};
+use kvstrata_l2::{
+    Adapter, Answer, Context, Found, Get, GetItem, GetSink, L2Desc, L2Store, Loaded, MemoryKinds, Miss,
+    Probe, Put, PutItem, PutSink, Stored,
+};
+use kvstrata_manager::{Grant, Layouts, Manager, Options, Parts, Reserved};
+use kvstrata_mem::{HeapRegion, ReadBuf, Slab};
+use parking_lot::Mutex;
+
+/// The size of every chunk in these tests.
+pub const CHUNK: usize = 4096;
+
+/// Keys of one chain: the chunk at position `n` is `chain`, `n`.
+pub fn keys(chain: u8, n: u8) -> Vec<ObjectKey> {
+    let scope = KeyScope::new("m", KvRank::single(), 0, "").unwrap();
+    (0..n).map(|i| ObjectKey::new(&scope, kvstrata_core::ChunkHash::new(&[chain, i]).unwrap())).collect()
+}
+
+pub fn layouts() -> Layouts {
+    Layout::opaque(CHUNK as u64).unwrap().into()
+}
+
+/// Holds every put and get until the test answers it.
+#[derive(Debug)]
+pub struct Held {
+    desc: L2Desc,
+    pub puts: Mutex<Vec<(PutItem, PutSink, usize)>>,
+    pub gets: Mutex<Vec<(GetItem, GetSink, usize)>>,
+    /// What it says it has.
+    pub has: Mutex<HashMap<ObjectKey, (Vec<u8>, Found)>>,
+    pub probes: Mutex<usize>,
+}
+
+impl Held {
+    pub fn new(name: &str) -> Arc<Self> {
+        let desc = L2Desc {
+            name: name.into(),
+            alignment: 1,
+            kinds: MemoryKinds::HOST,
+            max_batch: 1024,
+            durable: false,
+            shared: false,
+        };
+        Arc::new(Self {
+            desc,
+            puts: Mutex::default(),
+            gets: Mutex::default(),
+            has: Mutex::default(),
+            probes: Mutex::default(),
+        })
+    }
+
+    pub fn adapter(self: &Arc<Self>) -> Adapter {
+        Adapter { store: Arc::clone(self) as Arc<dyn L2Store>, remove: None, list: None, usage: None }
+    }
+
+    /// Takes everything that is held.
+    pub fn accept(&self) -> usize {
+        let held = std::mem::take(&mut *self.puts.lock());
+        let n = held.len();
+        for (item, sink, at) in held {
+            let bytes = item.buf.as_slice().unwrap().to_vec();
+            let found =
+                Found { len: bytes.len() as u64, layout: Some(item.layout.id()), digest: item.digest };
+            self.has.lock().insert(item.key.clone(), (bytes, found));
+            drop(item);
+            sink.answer(at, Ok(Stored::Written));
+        }
+        n
+    }
+
+    /// Fails everything that is held.
+    pub fn refuse(&self, kind: ErrorKind) -> usize {
+        let held = std::mem::take(&mut *self.puts.lock());
+        let n = held.len();
+        for (item, sink, at) in held {
+            drop(item);
+            sink.answer(at, Err(Error::new(kind, "store", "the test says no")));
+        }
+        n
+    }
+
+    /// Serves every load that is held.
+    pub fn serve(&self) -> usize {
+        let held = std::mem::take(&mut *self.gets.lock());
+        let n = held.len();
+        for (item, sink, at) in held {
+            let mut buf = item.buf;
+            let answer = match self.has.lock().get(&item.key) {
+                Some((bytes, found)) => {
+                    buf.write_at(0, bytes).unwrap();
+                    Answer::Loaded(Loaded { buf, found: *found, verified: false })
+                }
+                None => Answer::Miss(Miss::Absent, Some(buf)),
+            };
+            sink.answer(at, answer);
+        }
+        n
+    }
+}
+
+#[async_trait]
+impl L2Store for Held {
+    fn desc(&self) -> &L2Desc {
+        &self.desc
+    }
+
+    async fn put(&self, request: Put, done: PutSink) {
+        let held = request.items.into_iter().enumerate().map(|(at, item)| (item, done.clone(), at));
+        self.puts.lock().extend(held);
+    }
+
+    async fn get(&self, request: Get, done: GetSink) {
+        let held = request.items.into_iter().enumerate().map(|(at, item)| (item, done.clone(), at));
+        self.gets.lock().extend(held);
+    }
+
+    async fn probe(&self, request: Probe) -> Vec<Result<Option<Found>>> {
+        *self.probes.lock() += 1;
+        let has = self.has.lock();
+        request.keys.iter().map(|k| Ok(has.get(k).map(|(_, f)| *f))).collect()
+    }
+
+    async fn shutdown(&self, _deadline: Instant) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A manager with room for `cache` and `staging` chunks.
+pub fn manager(cache: usize, staging: usize, policies: [&str; 3], options: Options) -> Manager {
+    let slab = Slab::new(vec![HeapRegion::new((cache + staging).max(1) * CHUNK).unwrap()]).unwrap();
+    let [eviction, store, prefetch] = policies;
+    let parts = Parts {
+        cache: slab.pool("cache", (cache * CHUNK) as u64),
+        staging: slab.pool("staging", (staging * CHUNK) as u64),
+        eviction: kvstrata_evict::by_name(eviction).unwrap(),
+        store: kvstrata_policy::store_by_name(store).unwrap(),
+        prefetch: kvstrata_policy::prefetch_by_name(prefetch).unwrap(),
+        cx: Context::tokio(tokio::runtime::Handle::current()),
+    };
+    Manager::new(parts, options).unwrap()
+}
+
+/// Stores a whole batch at once, each chunk filled with its position; how many were granted.
+pub fn store(m: &Manager, keys: &[ObjectKey]) -> usize {
+    let rq = m.request(SECOND);
+    let mut filled = Vec::new();
+    let all = KeyMask::all(keys.len());
+    for (i, r) in m.try_reserve(&rq, keys, &all, &layouts(), Grant::Part).into_iter().enumerate() {
+        if let Reserved::Granted(mut chunk) = r {
+            chunk.buf().as_mut_slice().unwrap().fill(i as u8);
+            filled.push(chunk);
+        }
+    }
+    m.commit(filled).len()
+}
+
+pub const SECOND: Duration = Duration::from_secs(1);
+
+/// Lets spawned tasks run.
+pub async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+pub fn is_filled_with(buf: &ReadBuf, byte: u8) -> bool {
+    buf.as_slice().unwrap().iter().all(|b| *b == byte)
+}
