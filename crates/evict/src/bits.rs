@@ -50,6 +50,15 @@ impl Bits {
         }
     }
 
+    /// Removes a number, and says whether it was a member.
+    pub(crate) fn take(&mut self, at: usize) -> bool {
+        let was = self.contains(at);
+        if was {
+            self.remove(at);
+        }
+        was
+    }
+
     /// The smallest member that is at least `from`.
     pub(crate) fn next(&self, from: usize) -> Option<usize> {
         let mut at = from;

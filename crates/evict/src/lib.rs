@@ -27,17 +27,37 @@
 //! Architecture invariant: no keys, no memory, no clocks, no locks, no async, no I/O; no `unsafe`.
 #![forbid(unsafe_code)]
 
+mod arc;
 mod bits;
 mod entry;
 mod fifo;
+mod ghosts;
+mod isolated;
+mod lfu;
 mod lru;
+#[cfg(test)]
+mod models;
+mod mru;
 mod names;
 mod noop;
 mod order;
+mod s3fifo;
+mod sieve;
+mod sketch;
+mod space;
 mod table;
+mod tenants;
+mod tinylfu;
 
+pub use arc::AdaptiveReplacement;
 pub use entry::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot, TenantId};
 pub use fifo::Fifo;
+pub use isolated::IsolatedLru;
+pub use lfu::Lfu;
 pub use lru::Lru;
+pub use mru::Mru;
 pub use names::{NAMES, UnknownPolicy, by_name};
 pub use noop::Noop;
+pub use s3fifo::S3Fifo;
+pub use sieve::Sieve;
+pub use tinylfu::WTinyLfu;

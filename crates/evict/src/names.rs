@@ -1,13 +1,25 @@
 //! Policies by name.
 
-use crate::{EvictionPolicy, Fifo, Lru, Noop};
+use crate::{
+    AdaptiveReplacement, EvictionPolicy, Fifo, IsolatedLru, Lfu, Lru, Mru, Noop, S3Fifo, Sieve, WTinyLfu,
+};
 use std::fmt;
 
 /// Makes an empty policy.
 type Make = fn() -> Box<dyn EvictionPolicy>;
 
-const POLICIES: &[(&str, Make)] =
-    &[("noop", || Box::new(Noop)), ("FIFO", || Box::<Fifo>::default()), ("LRU", || Box::<Lru>::default())];
+const POLICIES: &[(&str, Make)] = &[
+    ("noop", || Box::new(Noop)),
+    ("FIFO", || Box::<Fifo>::default()),
+    ("LRU", || Box::<Lru>::default()),
+    ("MRU", || Box::<Mru>::default()),
+    ("LFU", || Box::<Lfu>::default()),
+    ("W-TinyLFU", || Box::<WTinyLfu>::default()),
+    ("ARC", || Box::<AdaptiveReplacement>::default()),
+    ("S3-FIFO", || Box::<S3Fifo>::default()),
+    ("SIEVE", || Box::<Sieve>::default()),
+    ("IsolatedLRU", || Box::<IsolatedLru>::default()),
+];
 
 /// The names [`by_name`] takes, as they are usually written.
 pub const NAMES: [&str; POLICIES.len()] = {

@@ -10,6 +10,8 @@ const NONE: u32 = u32::MAX;
 const SWEEP_STEPS: usize = 4;
 /// The smallest ring.
 const MIN: usize = 64;
+/// A ring this many times as long as its members is made shorter.
+const SPARSE: usize = 8;
 
 /// Members in the order of their arrival, in a ring of positions.
 ///
@@ -17,8 +19,8 @@ const MIN: usize = 64;
 /// over, or come back to the wrong place. Here a member keeps its position; hiding it clears one bit, and the walk goes
 /// from set bit to set bit. So hiding, showing, pushing and removing are O(1), and a walk costs what it returns.
 ///
-/// Positions left empty are won back by a sweep that moves members towards the tail, a few at every push, and the ring is
-/// never more than four times as long as the most members it had (plus the smallest ring).
+/// Positions left empty are won back by a sweep that moves members towards the tail, a few at every push. The ring is at
+/// most eight times as long as its members (or the smallest ring), and mostly two to four times.
 #[derive(Debug, Default)]
 pub(crate) struct Order {
     /// The slot at each position, by position modulo the (power of two) length.
@@ -30,6 +32,8 @@ pub(crate) struct Order {
     /// Where a walk stands: the next position it looks at.
     hand: u64,
     sweep: Option<Sweep>,
+    /// Where groups of members begin, in an order that has them.
+    groups: Option<Bits>,
 }
 
 /// Members at `write..` have been moved, those below `read` not yet, and nothing is between.
@@ -40,6 +44,11 @@ struct Sweep {
 }
 
 impl Order {
+    /// An order whose members stand in groups.
+    pub(crate) fn grouped() -> Self {
+        Self { groups: Some(Bits::default()), ..Self::default() }
+    }
+
     /// Appends a slot; it is shown unless it is pinned.
     pub(crate) fn push<X>(&mut self, table: &mut Table<X>, slot: u32) {
         self.make_room(table);
@@ -54,13 +63,58 @@ impl Order {
         }
     }
 
+    /// Makes the newest member the first of a new group.
+    pub(crate) fn begin_group(&mut self) {
+        if self.live > 0 {
+            let at = self.index(self.tail - 1);
+            if let Some(groups) = &mut self.groups {
+                groups.insert(at);
+            }
+        }
+    }
+
     /// Takes the slot at `place` out.
-    pub(crate) fn take(&mut self, place: u32) {
+    pub(crate) fn take<X>(&mut self, table: &mut Table<X>, place: u32) {
         self.ring[place as usize] = NONE;
         self.shown.remove(place as usize);
         self.live -= 1;
-        while self.head < self.tail && self.ring[self.index(self.head)] == NONE {
+        while self.head < self.tail {
+            let at = self.index(self.head);
+            if self.ring[at] != NONE {
+                break;
+            }
+            if let Some(groups) = &mut self.groups {
+                groups.remove(at);
+            }
             self.head += 1;
+        }
+        self.retract();
+        if self.ring.len() > MIN && self.live < self.ring.len() / SPARSE {
+            self.resize(table, self.ring.len() / 2);
+        }
+    }
+
+    /// Gives empty positions at the tail back, so that the tail is right behind the newest member.
+    fn retract(&mut self) {
+        let old = self.tail;
+        while self.tail > self.head && self.ring[self.index(self.tail - 1)] == NONE {
+            self.tail -= 1;
+        }
+        if self.tail == old {
+            return;
+        }
+        if let Some(groups) = &mut self.groups {
+            // A group that lost all its members may get new ones.
+            let mask = self.ring.len() - 1;
+            let begins = (self.tail..=old).fold(false, |begins, at| groups.take(at as usize & mask) | begins);
+            if begins {
+                groups.insert(self.tail as usize & mask);
+            }
+        }
+        self.hand = self.hand.min(self.tail);
+        if let Some(sweep) = &mut self.sweep {
+            sweep.write = sweep.write.min(self.tail);
+            sweep.read = sweep.read.min(self.tail);
         }
     }
 
@@ -86,6 +140,49 @@ impl Order {
         Some(self.ring[self.index(at)])
     }
 
+    /// Whether the walk has passed every member, the hidden ones too.
+    pub(crate) fn at_end(&self) -> bool {
+        self.hand >= self.tail
+    }
+
+    /// The newest group with a shown member below `below`: where it begins, and one past its last shown member.
+    pub(crate) fn newest_group(&self, below: u64) -> Option<(u64, u64)> {
+        let last = self.seek_back(&self.shown, below)?;
+        let groups = self.groups.as_ref()?;
+        // The group at the head may have lost its first members.
+        Some((self.seek_back(groups, last + 1).unwrap_or(self.head), last + 1))
+    }
+
+    /// The next shown member at or after `from` and below `end`, and its position.
+    pub(crate) fn within(&mut self, from: u64, end: u64) -> Option<(u64, u32)> {
+        self.hand = from;
+        let at = self.seek().filter(|&at| at < end)?;
+        Some((at, self.ring[self.index(at)]))
+    }
+
+    pub(crate) fn hand(&self) -> u64 {
+        self.hand
+    }
+
+    /// Puts a walk back to where it stood. Nothing was pushed or taken since.
+    pub(crate) fn resume(&mut self, hand: u64) {
+        self.hand = hand;
+    }
+
+    pub(crate) fn tail(&self) -> u64 {
+        self.tail
+    }
+
+    fn seek_back(&self, bits: &Bits, below: u64) -> Option<u64> {
+        if below <= self.head {
+            return None;
+        }
+        let start = self.index(below - 1);
+        let found = bits.prev(start).or_else(|| bits.prev(self.ring.len() - 1))?;
+        let back = (start.wrapping_sub(found) & (self.ring.len() - 1)) as u64;
+        (below - 1).checked_sub(back).filter(|&at| at >= self.head)
+    }
+
     fn seek(&self) -> Option<u64> {
         let from = self.hand.max(self.head);
         if from >= self.tail {
@@ -98,7 +195,7 @@ impl Order {
     }
 
     pub(crate) fn memory(&self) -> usize {
-        self.ring.capacity() * 4 + self.shown.memory()
+        self.ring.capacity() * 4 + self.shown.memory() + self.groups.as_ref().map_or(0, Bits::memory)
     }
 
     fn index(&self, position: u64) -> usize {
@@ -112,7 +209,7 @@ impl Order {
             }
         } else if (self.tail - self.head) as usize >= self.ring.len() / 4 * 3 {
             if self.live > self.ring.len() / 2 || self.ring.is_empty() {
-                self.grow(table);
+                self.resize(table, (self.ring.len() * 2).max(MIN));
             } else {
                 self.sweep = Some(Sweep { read: self.tail, write: self.tail });
             }
@@ -129,6 +226,7 @@ impl Order {
         sweep.read -= 1;
         let from = self.index(sweep.read);
         let slot = self.ring[from];
+        let begins = self.groups.as_ref().is_some_and(|groups| groups.contains(from));
         if slot != NONE {
             sweep.write -= 1;
             let to = self.index(sweep.write);
@@ -146,19 +244,32 @@ impl Order {
                 }
             }
         }
+        if begins && sweep.read != sweep.write {
+            let to = self.index(sweep.write);
+            if let Some(groups) = &mut self.groups {
+                groups.remove(from);
+                groups.insert(to);
+            }
+        }
         self.sweep = Some(sweep);
     }
 
-    fn grow<X>(&mut self, table: &mut Table<X>) {
-        let len = (self.ring.len() * 2).max(MIN);
+    /// Moves everything to a ring of another length, without gaps.
+    fn resize<X>(&mut self, table: &mut Table<X>, len: usize) {
         let mut ring = vec![NONE; len];
         let mut shown = Bits::new(len);
-        let (mut at, mut hand) = (0, None);
+        let mut groups = self.groups.as_ref().map(|_| Bits::new(len));
+        let (mut at, mut hand, mut begins) = (0, None, false);
         for position in self.head..self.tail {
             let old = self.index(position);
             let slot = self.ring[old];
+            begins |= self.groups.as_ref().is_some_and(|groups| groups.contains(old));
             if slot == NONE {
                 continue;
+            }
+            if let Some(groups) = groups.as_mut().filter(|_| begins) {
+                groups.insert(at);
+                begins = false;
             }
             if position >= self.hand && hand.is_none() {
                 hand = Some(at as u64);
@@ -170,7 +281,11 @@ impl Order {
             table.node(slot).place = at as u32;
             at += 1;
         }
+        if let Some(groups) = groups.as_mut().filter(|_| begins) {
+            groups.insert(at);
+        }
         self.hand = hand.unwrap_or(at as u64);
-        (self.ring, self.shown, self.head, self.tail) = (ring, shown, 0, at as u64);
+        (self.ring, self.shown, self.groups, self.sweep) = (ring, shown, groups, None);
+        (self.head, self.tail) = (0, at as u64);
     }
 }

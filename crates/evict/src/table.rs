@@ -36,6 +36,41 @@ pub(crate) struct Queues<X> {
     residents: usize,
 }
 
+impl<X> Queues<X> {
+    /// Residents by slot, with their slots.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (Slot, &Node<X>)> {
+        let slots = (0..).map(Slot);
+        slots.zip(&self.table.nodes).filter(|(_, node)| node.weight != 0)
+    }
+
+    /// The weight in a queue.
+    pub(crate) fn weight(&self, queue: usize) -> u64 {
+        self.weights[queue]
+    }
+
+    /// The weight in all queues.
+    pub(crate) fn total(&self) -> u64 {
+        self.weights.iter().sum()
+    }
+
+    /// How many are resident.
+    pub(crate) fn len(&self) -> usize {
+        self.residents
+    }
+
+    /// Adds an empty queue and says its number.
+    pub(crate) fn add_queue(&mut self) -> usize {
+        self.orders.push(Order::default());
+        self.weights.push(0);
+        self.orders.len() - 1
+    }
+
+    /// A queue itself, and the nodes of its members.
+    pub(crate) fn order(&mut self, queue: usize) -> (&mut Order, &mut Table<X>) {
+        (&mut self.orders[queue], &mut self.table)
+    }
+}
+
 impl<X: Clone + Default> Queues<X> {
     pub(crate) fn new(queues: usize) -> Self {
         Self {
@@ -44,6 +79,11 @@ impl<X: Clone + Default> Queues<X> {
             weights: vec![0; queues],
             residents: 0,
         }
+    }
+
+    /// One queue with groups.
+    pub(crate) fn grouped() -> Self {
+        Self { orders: vec![Order::grouped()], ..Self::new(1) }
     }
 
     pub(crate) fn get_mut(&mut self, slot: Slot) -> Option<&mut Node<X>> {
@@ -68,11 +108,16 @@ impl<X: Clone + Default> Queues<X> {
         self.residents += 1;
     }
 
+    /// Makes the newest member of a queue the first of a new group.
+    pub(crate) fn begin_group(&mut self, queue: usize) {
+        self.orders[queue].begin_group();
+    }
+
     /// Takes a resident out, and says what it was.
     pub(crate) fn remove(&mut self, slot: Slot) -> Option<Node<X>> {
         let node = self.table.nodes.get_mut(slot.index()).filter(|node| node.weight != 0)?;
         let node = std::mem::take(node);
-        self.orders[node.queue as usize].take(node.place);
+        self.orders[node.queue as usize].take(&mut self.table, node.place);
         self.weights[node.queue as usize] -= u64::from(node.weight);
         self.residents -= 1;
         Some(node)
@@ -83,7 +128,7 @@ impl<X: Clone + Default> Queues<X> {
         let Some(node) = self.get_mut(slot) else { return };
         let (from, place, weight) = (node.queue as usize, node.place, u64::from(node.weight));
         node.queue = queue as u32;
-        self.orders[from].take(place);
+        self.orders[from].take(&mut self.table, place);
         self.orders[queue].push(&mut self.table, slot.0);
         if from != queue {
             self.weights[from] -= weight;

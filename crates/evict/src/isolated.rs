@@ -1,0 +1,207 @@
+use crate::table::Queues;
+use crate::tenants::Tenants;
+use crate::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot, TenantId};
+
+/// The queue of the tenants that have no quota.
+const SHARED: usize = 0;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Extra {
+    /// When it was last used, as a count of uses.
+    stamp: u64,
+    /// The tenant's number in the table of tenants.
+    tenant: u32,
+}
+
+/// LRU with quotas of tenants.
+///
+/// Who is above its quota gives first, roughly the furthest above first. Then those that share what is left because no
+/// quota applies to them, as one LRU. Only when nobody else has anything unpinned does somebody within its quota give: the
+/// tenant that stored last, then the others by how much of their quota they use. So as long as the quotas together
+/// fit into the capacity, one tenant's flood never evicts another that is within its quota.
+///
+/// Memory: 32 bytes per slot, 4.2 per position with at most eight positions per resident, and 600 per tenant that holds
+/// anything or has a quota; vectors grow by doubling. Setting or deleting a quota goes over all residents once.
+#[derive(Debug)]
+pub struct IsolatedLru {
+    /// The shared queue, and one for each tenant to which a quota applies.
+    queues: Queues<Extra>,
+    free: Vec<usize>,
+    tenants: Tenants,
+    clock: u64,
+    /// Who stored last.
+    payer: Option<u32>,
+}
+
+impl Default for IsolatedLru {
+    fn default() -> Self {
+        Self { queues: Queues::new(1), free: Vec::new(), tenants: Tenants::default(), clock: 0, payer: None }
+    }
+}
+
+impl IsolatedLru {
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    fn own_queue(&mut self) -> usize {
+        self.free.pop().unwrap_or_else(|| self.queues.add_queue())
+    }
+
+    /// Gives a tenant the queue that its quota asks for.
+    fn arrange(&mut self, tenant: u32) {
+        let has_own = self.tenants[tenant].queue != SHARED;
+        let wants_own = self.tenants.quota(tenant).is_some() && self.tenants[tenant].usage > 0;
+        if has_own == wants_own {
+            return;
+        }
+        let from = self.tenants[tenant].queue;
+        let to = if wants_own { self.own_queue() } else { SHARED };
+        self.tenants[tenant].queue = to;
+        // What joins the shared queue takes its place among what is there already.
+        let moves =
+            |node: &Extra, queue: u32| node.tenant == tenant || (to == SHARED && queue as usize == SHARED);
+        let mut moved: Vec<(u64, Slot)> = (self.queues.nodes())
+            .filter(|(_, node)| moves(&node.extra, node.queue))
+            .map(|(slot, node)| (node.extra.stamp, slot))
+            .collect();
+        moved.sort_unstable();
+        for (_, slot) in moved {
+            self.queues.append(slot, to);
+        }
+        if from != SHARED {
+            self.free.push(from);
+        }
+    }
+
+    /// Proposes a tenant's entries until `total` reaches `want` or `most` of them are proposed.
+    fn drain(&mut self, queue: usize, most: u64, want: u64, total: &mut u64, out: &mut Vec<Slot>) {
+        let goal = want.min(total.saturating_add(most));
+        self.queues.drain(queue, goal, total, out);
+    }
+}
+
+impl EvictionPolicy for IsolatedLru {
+    fn name(&self) -> &'static str {
+        "IsolatedLRU"
+    }
+
+    fn set_capacity(&mut self, _: u64) {}
+
+    fn insert(&mut self, entry: Entry, _: &Access) {
+        self.remove(entry.slot, Removal::Deleted);
+        let tenant = self.tenants.number(entry.tenant);
+        if self.tenants[tenant].queue == SHARED && self.tenants.quota(tenant).is_some() {
+            // It holds nothing yet: there is nothing to move.
+            self.tenants[tenant].queue = self.own_queue();
+        }
+        let extra = Extra { stamp: self.tick(), tenant };
+        self.queues.insert(&entry, self.tenants[tenant].queue, extra);
+        self.tenants.add(tenant, entry.weight.get());
+        self.payer = Some(tenant);
+    }
+
+    fn touch(&mut self, slot: Slot, _: &Access) {
+        let stamp = self.tick();
+        if let Some(node) = self.queues.get_mut(slot) {
+            node.extra.stamp = stamp;
+            let queue = node.queue as usize;
+            self.queues.append(slot, queue);
+        }
+    }
+
+    fn missed(&mut self, _: u64, _: &Access) {}
+
+    fn pin(&mut self, slot: Slot) {
+        self.queues.pin(slot);
+    }
+
+    fn unpin(&mut self, slot: Slot) {
+        self.queues.unpin(slot);
+    }
+
+    fn remove(&mut self, slot: Slot, _: Removal) {
+        let Some(node) = self.queues.remove(slot) else { return };
+        let tenant = node.extra.tenant;
+        self.tenants.sub(tenant, node.weight);
+        if self.tenants[tenant].usage == 0 {
+            let queue = std::mem::replace(&mut self.tenants[tenant].queue, SHARED);
+            if queue != SHARED {
+                self.free.push(queue);
+            }
+            if self.tenants.forget(tenant) && self.payer == Some(tenant) {
+                self.payer = None;
+            }
+        }
+    }
+
+    fn victims(&mut self, want: u64, out: &mut Vec<Slot>) -> u64 {
+        let mut total = 0;
+        self.queues.rewind(SHARED);
+        let mut over = self.tenants.furthest_above(None);
+        while let Some(tenant) = over.filter(|_| total < want) {
+            let queue = self.tenants[tenant].queue;
+            self.queues.rewind(queue);
+            self.drain(queue, self.tenants.excess(tenant), want, &mut total, out);
+            over = self.tenants.furthest_above(Some(tenant));
+        }
+        self.drain(SHARED, u64::MAX, want, &mut total, out);
+        if total < want {
+            let (payer, rest) = (self.payer, self.tenants.by_use());
+            for tenant in payer.into_iter().chain(rest.into_iter().filter(|&t| payer != Some(t))) {
+                let queue = self.tenants[tenant].queue;
+                if queue == SHARED {
+                    continue;
+                }
+                // The walk over what is above its quota goes on where it stopped.
+                if self.tenants.excess(tenant) == 0 {
+                    self.queues.rewind(queue);
+                }
+                self.drain(queue, u64::MAX, want, &mut total, out);
+            }
+        }
+        total
+    }
+
+    fn quotas(&mut self) -> Option<&mut dyn Quotas> {
+        Some(self)
+    }
+
+    fn memory(&self) -> usize {
+        self.queues.memory() + self.free.capacity() * size_of::<usize>() + self.tenants.memory()
+    }
+}
+
+impl Quotas for IsolatedLru {
+    fn set(&mut self, tenant: TenantId, weight: u64) {
+        let tenant = self.tenants.number(tenant);
+        self.tenants.set_quota(tenant, Some(weight));
+        self.arrange(tenant);
+    }
+
+    fn delete(&mut self, tenant: TenantId) -> bool {
+        let Some(tenant) = self.tenants.find(tenant).filter(|&t| self.tenants[t].own_quota.is_some()) else {
+            return false;
+        };
+        self.tenants.set_quota(tenant, None);
+        self.arrange(tenant);
+        self.tenants.forget(tenant);
+        true
+    }
+
+    fn list(&self) -> Vec<(TenantId, u64)> {
+        self.tenants.list(|tenant| tenant.own_quota)
+    }
+
+    fn set_default(&mut self, weight: Option<u64>) {
+        self.tenants.set_default(weight);
+        for tenant in self.tenants.all() {
+            self.arrange(tenant);
+        }
+    }
+
+    fn usage(&self) -> Vec<(TenantId, u64)> {
+        self.tenants.list(|tenant| (tenant.usage > 0).then_some(tenant.usage))
+    }
+}
