@@ -39,7 +39,8 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn new(what: &'static str, total: u64) -> Self {
-        let style = ProgressStyle::with_template("{prefix:>10} [{bar:40}] {pos}/{len} {elapsed} (left: {eta}) {msg}");
+        let style =
+            ProgressStyle::with_template("{prefix:>10} [{bar:40}] {pos}/{len} {elapsed} (left: {eta}) {msg}");
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total).with_prefix(what);
             bar.set_style(style.expect("the template is constant").progress_chars("=> "));

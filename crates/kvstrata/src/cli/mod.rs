@@ -1,0 +1,69 @@
+//! The command line: what can be asked, and what the exit status says.
+
+mod flags;
+mod replay;
+mod report;
+mod show;
+mod stack;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Keeps the KV cache of large language models in tiers below GPU memory
+///
+/// Exit status: 0 all is well, 1 something failed or was found wrong, 2 the command line or the configuration is wrong.
+#[derive(Parser, Debug)]
+#[command(name = "kvstrata", version, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// What to log, to standard error: a level, or targets with levels (`info,kvstrata_disk=debug`)
+    #[arg(long, global = true, value_name = "FILTER", default_value = "warn")]
+    log: String,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Replay(replay::ReplayArgs),
+    /// Settings: where they come from and what they are
+    #[command(subcommand)]
+    Config(show::ConfigCommand),
+}
+
+/// Runs the command that the process was called with.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = match EnvFilter::try_new(&cli.log) {
+        Ok(filter) => filter,
+        Err(e) => return failed(2, &anyhow::anyhow!("--log {}: {e}", cli.log)),
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return failed(1, &e.into()),
+    };
+    let done = runtime.block_on(async {
+        match cli.command {
+            Command::Replay(args) => replay::run(args).await,
+            Command::Config(command) => show::run(command),
+        }
+    });
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            let usage = e.chain().any(|e| {
+                e.downcast_ref::<kvstrata_core::Error>()
+                    .is_some_and(|e| e.kind() == kvstrata_core::ErrorKind::Invalid)
+            });
+            failed(if usage { 2 } else { 1 }, &e)
+        }
+    }
+}
+
+fn failed(code: u8, e: &anyhow::Error) -> ExitCode {
+    eprintln!("kvstrata: {e:#}");
+    ExitCode::from(code)
+}

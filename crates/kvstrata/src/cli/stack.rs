@@ -1,0 +1,27 @@
+//! A manager and all that is under it, from settings.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use kvstrata_config::{BuildContext, Resolved};
+use kvstrata_manager::Manager;
+
+/// Everything that a command opens and closes together.
+pub(crate) struct Stack {
+    pub(crate) manager: Manager,
+    pub(crate) shutdown_timeout: Duration,
+}
+
+impl Stack {
+    /// Builds what the settings describe.
+    pub(crate) fn open(resolved: &Resolved) -> Result<Self> {
+        let cx = BuildContext::tokio(tokio::runtime::Handle::current());
+        let manager = resolved.build(&cx)?.into_manager(&cx)?;
+        Ok(Self { manager, shutdown_timeout: resolved.settings.deadlines.shutdown_timeout })
+    }
+
+    /// Waits for what is in flight and shuts everything down.
+    pub(crate) async fn close(&self) -> Result<()> {
+        Ok(self.manager.shutdown(self.shutdown_timeout).await?)
+    }
+}
