@@ -7,7 +7,7 @@ use kvstrata_config::{Effective, FileKind, Settings, Sources};
 use kvstrata_core::ErrorKind;
 use proptest::prelude::*;
 
-type Pairs = &'static [(&'static str, &'static str)];
+type Pairs<'a> = &'a [(&'a str, &'a str)];
 
 fn by(pairs: &[(&str, &str)]) -> Sources {
     Sources { flags: flags(pairs), ..sources() }
@@ -140,7 +140,7 @@ fn one_setting_under_two_names_in_one_layer_is_a_contradiction() {
 #[test]
 fn contradictory_combinations_are_refused() {
     let fake = ("l2-adapter", r#"{"type":"fake"}"#);
-    let table: &[(Pairs, &str)] = &[
+    let table: &[(Pairs<'_>, &str)] = &[
         (&[("local-cpu", "false")], "no adapter"),
         (&[("l2-store-policy", "skip_l1")], "no adapter"),
         (&[("local-cpu", "false"), ("l2-store-policy", "default"), fake], "keeps chunks in L1"),
@@ -187,7 +187,7 @@ fn two_adapters_on_one_path_are_refused_however_it_is_spelt() {
 fn what_has_no_effect_in_this_combination_is_said_once() {
     let fake = ("l2-adapter", r#"{"type":"fake"}"#);
     let disk = ("local_disk", "/nonexistent/d");
-    let table: &[(Pairs, &[&str])] = &[
+    let table: &[(Pairs<'_>, &[&str])] = &[
         (&[], &[]),
         (&[("use_only_staging_buffer", "true")], &["use_only_staging_buffer"]),
         (&[("use_only_staging_buffer", "false")], &[]),

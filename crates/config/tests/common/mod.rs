@@ -1,7 +1,5 @@
 //! A machine, and an adapter type that takes anything, for the tests of settings.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this")]
-
 use std::path::PathBuf;
 
 use kvstrata_config::{
@@ -11,11 +9,11 @@ use kvstrata_config::{
 use kvstrata_core::{Error, Result};
 use kvstrata_l2::Adapter;
 
-pub const MACHINE: Machine = Machine { memory: 64 << 30 };
+pub(crate) const MACHINE: Machine = Machine { memory: 64 << 30 };
 
 /// Adapters that exist in settings only.
 #[derive(Debug)]
-pub struct Fake {
+pub(crate) struct Fake {
     names: &'static [&'static str],
 }
 
@@ -42,19 +40,19 @@ impl AdapterFactory for Fake {
     }
 }
 
-pub fn registry() -> Registry {
+pub(crate) fn registry() -> Registry {
     Registry::new().with(Fake { names: &["fake"] }).with(Fake { names: &["fs", "fs_native"] })
 }
 
-pub fn sources() -> Sources {
+pub(crate) fn sources() -> Sources {
     Sources::default()
 }
 
-pub fn flags(pairs: &[(&str, &str)]) -> Vec<(String, Option<String>)> {
+pub(crate) fn flags(pairs: &[(&str, &str)]) -> Vec<(String, Option<String>)> {
     pairs.iter().map(|(n, v)| ((*n).to_owned(), Some((*v).to_owned()))).collect()
 }
 
-pub fn file(kind: FileKind, text: &str) -> SettingsFile {
+pub(crate) fn file(kind: FileKind, text: &str) -> SettingsFile {
     let name = match kind {
         FileKind::Toml => "kv.toml",
         FileKind::Yaml => "kv.yaml",
@@ -63,16 +61,16 @@ pub fn file(kind: FileKind, text: &str) -> SettingsFile {
     SettingsFile::from_text(name, kind, text)
 }
 
-pub fn load(sources: &Sources) -> Result<Effective> {
+pub(crate) fn load(sources: &Sources) -> Result<Effective> {
     Effective::load(sources, &MACHINE, &registry())
 }
 
 #[track_caller]
-pub fn effective(sources: &Sources) -> Effective {
+pub(crate) fn effective(sources: &Sources) -> Effective {
     load(sources).unwrap_or_else(|e| panic!("{e}"))
 }
 
 #[track_caller]
-pub fn error(sources: &Sources) -> String {
+pub(crate) fn error(sources: &Sources) -> String {
     load(sources).map(|e| panic!("accepted: {:?}", e.settings())).unwrap_or_else(|e| e.to_string())
 }
