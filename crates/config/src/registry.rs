@@ -1,0 +1,225 @@
+//! Which adapters there are, by the `type` in their settings.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kvstrata_core::{Error, ErrorKind, Result};
+use kvstrata_l2::{Adapter, Context};
+use serde_json::Value;
+
+use crate::adapters::AdapterSettings;
+use crate::names;
+use crate::warning::Warning;
+
+const OP: &str = "read adapter settings";
+
+/// What an adapter is given to be built with.
+#[derive(Clone, Debug)]
+pub struct BuildContext {
+    /// The clock of all deadlines, and the place where driver tasks run.
+    pub l2: Context,
+    /// The runtime that the manager runs on.
+    pub runtime: tokio::runtime::Handle,
+}
+
+impl BuildContext {
+    /// The context of a tokio runtime with its time enabled.
+    pub fn tokio(runtime: tokio::runtime::Handle) -> Self {
+        Self { l2: Context::tokio(runtime.clone()), runtime }
+    }
+}
+
+/// Makes adapters of one type from their settings.
+///
+/// The settings that it sees have no `null`s, and no keys but `type`, `name` and those it names. `check` and `paths` touch
+/// nothing.
+pub trait AdapterFactory: Send + Sync + fmt::Debug + 'static {
+    /// The type's name, then other names for it.
+    fn names(&self) -> &'static [&'static str];
+    /// The keys it takes, beside `type` and `name`.
+    fn keys(&self) -> &'static [&'static str];
+    /// The directories and devices that would be its own: no two adapters may have one in common.
+    fn paths(&self, settings: &AdapterSettings) -> Vec<PathBuf>;
+    /// Reads the settings.
+    ///
+    /// # Errors
+    /// `Invalid` with the key and what would be accepted.
+    fn check(&self, settings: &AdapterSettings) -> Result<Vec<Warning>>;
+    /// Makes the adapter; its description has this name.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), and whatever keeps it from opening.
+    fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter>;
+}
+
+/// Types of LMCache's that are not built here, and what to say of them.
+const NOT_BUILT: &[&str] = &[
+    "mooncake_store",
+    "raw_block",
+    "s3",
+    "resp",
+    "valkey",
+    "aerospike",
+    "bigtable",
+    "hfbucket",
+    "hf3fs",
+    "p2p",
+    "dax",
+    "nixl_store",
+    "nixl_store_dynamic",
+    "nixl_native",
+    "plugin",
+    "native_plugin",
+    "fault_inject",
+    "sagemaker_hyperpod",
+    "sagemaker-hyperpod",
+    "gds",
+];
+
+/// Keys that any adapter may have. Those of LMCache's that mean nothing here are read, and refused where they would matter.
+const COMMON: &[&str] =
+    &["type", "name", "weight", "affinity_tag", "shared", "persist_enabled", "eviction", "serde"];
+
+/// The adapter types there are.
+#[derive(Clone, Debug, Default)]
+pub struct Registry(Vec<Arc<dyn AdapterFactory>>);
+
+impl Registry {
+    /// No types.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a type; one of the same name gives way to it.
+    #[must_use]
+    pub fn with(mut self, factory: impl AdapterFactory) -> Self {
+        self.0.retain(|f| f.names()[0] != factory.names()[0]);
+        self.0.push(Arc::new(factory));
+        self
+    }
+
+    /// The names of the types, without their other names.
+    pub fn types(&self) -> Vec<&'static str> {
+        self.0.iter().map(|f| f.names()[0]).collect()
+    }
+
+    /// The factory of a type.
+    ///
+    /// # Errors
+    /// `Unsupported` for a type of LMCache's that is not built in; `Invalid` for an unknown one, with those there are and
+    /// the nearest.
+    pub fn factory(&self, kind: &str) -> Result<&dyn AdapterFactory> {
+        if let Some(f) = self.0.iter().find(|f| f.names().contains(&kind)) {
+            return Ok(f.as_ref());
+        }
+        let known = self.types().join(", ");
+        if NOT_BUILT.contains(&kind) {
+            let message = format!("adapters of this type are not built in this version; there are: {known}");
+            return Err(Error::new(ErrorKind::Unsupported, OP, message).with("type", kind));
+        }
+        let all = self.0.iter().flat_map(|f| f.names()).map(|n| (*n).to_owned());
+        let message = match names::nearest(kind, all) {
+            _ if kind.is_empty() => format!("an adapter has a \"type\"; there are: {known}"),
+            Some(near) => {
+                format!("there is no adapter of this type; there are: {known}; the nearest is {near}")
+            }
+            None => format!("there is no adapter of this type; there are: {known}"),
+        };
+        Err(Error::invalid(OP, message).with("type", kind))
+    }
+
+    /// Reads an adapter's settings without touching anything.
+    ///
+    /// # Errors
+    /// As [`factory`](Self::factory) and [`AdapterFactory::check`]; `Invalid` for an unknown key, with the nearest;
+    /// `Unsupported` for a key of LMCache's that asks for what is not built here.
+    pub fn check(&self, name: &str, settings: &AdapterSettings) -> Result<Vec<Warning>> {
+        let about = |e: Error| e.with("adapter", name);
+        let factory = self.factory(settings.kind()).map_err(about)?;
+        let mut warnings = Vec::new();
+        for (key, value) in settings.keys() {
+            if value.is_null() {
+                continue;
+            }
+            if !factory.keys().contains(&key.as_str()) {
+                let warning = common(factory, name, key, value).map_err(|e| about(e.with("key", key)))?;
+                warnings.extend(warning);
+            }
+        }
+        warnings.extend(factory.check(&own_keys(factory, settings)).map_err(about)?);
+        Ok(warnings)
+    }
+
+    /// The paths that an adapter of these settings would have for itself.
+    pub(crate) fn paths(&self, settings: &AdapterSettings) -> Result<Vec<PathBuf>> {
+        let factory = self.factory(settings.kind())?;
+        Ok(factory.paths(&own_keys(factory, settings)))
+    }
+
+    /// Makes an adapter.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), and whatever keeps it from opening.
+    pub fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
+        self.check(name, settings)?;
+        let factory = self.factory(settings.kind())?;
+        factory.build(name, &own_keys(factory, settings), cx).map_err(|e| e.with("adapter", name))
+    }
+}
+
+/// The settings as their factory sees them.
+fn own_keys(factory: &dyn AdapterFactory, settings: &AdapterSettings) -> AdapterSettings {
+    let own = |key: &str| matches!(key, "type" | "name") || factory.keys().contains(&key);
+    let keys = settings.keys().iter().filter(|(k, v)| own(k) && !v.is_null());
+    AdapterSettings::from(keys.map(|(k, v)| (k.clone(), v.clone())).collect::<serde_json::Map<_, _>>())
+}
+
+/// Reads a key that its factory does not know.
+fn common(factory: &dyn AdapterFactory, name: &str, key: &str, value: &Value) -> Result<Option<Warning>> {
+    let wrong = |message: &str| Err(Error::invalid(OP, message));
+    let not_built = |message: &str| Err(Error::new(ErrorKind::Unsupported, OP, message));
+    let warn = |why: &str| Ok(Some(Warning::no_effect(key, &format!("adapter {name}"), why)));
+    match (key, value) {
+        ("type", _) => Ok(None),
+        ("name", Value::String(s)) if !s.trim().is_empty() => Ok(None),
+        ("name", _) => wrong("a name is text that is not empty"),
+        ("weight", n) if n.as_u64().is_some_and(|n| (1..=u64::from(u32::MAX)).contains(&n)) => Ok(None),
+        ("weight", _) => wrong("a weight is a whole number of at least 1"),
+        ("affinity_tag", Value::String(s)) if s == "_default" => Ok(None),
+        ("affinity_tag", _) => not_built("there is one L1 here, whose tag is \"_default\""),
+        ("persist_enabled", Value::Bool(true)) => Ok(None),
+        ("persist_enabled", Value::Bool(false)) => not_built(
+            "every adapter takes stores here; one that is only read from is not built in this version",
+        ),
+        ("persist_enabled", _) => wrong("true or false is expected"),
+        ("shared", Value::Bool(_)) => {
+            warn("adapters of this type know for themselves whether others share them")
+        }
+        ("shared", _) => wrong("true or false is expected"),
+        ("serde", _) => {
+            not_built("chunks are stored as they are; transformations are not built in this version")
+        }
+        ("eviction", Value::Object(inner)) => {
+            const KEYS: [&str; 3] = ["eviction_policy", "trigger_watermark", "eviction_ratio"];
+            if let Some(bad) = inner.keys().find(|k| !KEYS.contains(&k.as_str())) {
+                return wrong(&unknown_key(bad, KEYS.map(str::to_owned).into_iter()));
+            }
+            warn("adapters of this type do not evict by these rules")
+        }
+        ("eviction", _) => wrong("an object is expected"),
+        _ => {
+            let known = factory.keys().iter().chain(COMMON).map(|k| (*k).to_owned());
+            wrong(&unknown_key(key, known))
+        }
+    }
+}
+
+pub(crate) fn unknown_key(key: &str, known: impl Iterator<Item = String>) -> String {
+    let known: Vec<String> = known.collect();
+    let near = names::nearest(key, known.iter().cloned());
+    match near {
+        Some(near) => format!("there is no such key; the nearest is {near}; there are: {}", known.join(", ")),
+        None => format!("there is no such key; there are: {}", known.join(", ")),
+    }
+}
