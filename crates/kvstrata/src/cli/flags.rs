@@ -19,13 +19,6 @@ impl ConfigFlags {
     pub(crate) fn resolve(&self) -> Result<Resolved> {
         Ok(kvstrata_config::load(self.file.as_deref(), &self.values)?)
     }
-
-    /// Sets a value as if the user had typed it last, unless the user set it.
-    pub(crate) fn default(&mut self, name: &str, value: &str) {
-        if !self.values.iter().any(|(n, _)| n == name) {
-            self.values.push((name.into(), value.into()));
-        }
-    }
 }
 
 impl Args for ConfigFlags {
