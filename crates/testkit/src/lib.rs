@@ -1,12 +1,16 @@
-//! What tests of KV cache tiers need: traces of requests, payloads that can be checked without a copy, and a random source
-//! that gives the same numbers everywhere.
+//! What tests of KV cache tiers need: a conformance suite that every adapter runs, traces of requests, payloads that can be
+//! checked without a copy, and a random source that gives the same numbers everywhere.
 //!
+//! - [`conformance`] has a case for each numbered obligation of an adapter.
 //! - [`trace`] reads traces in Mooncake's format, and makes them.
 //! - [`payload`] makes the bytes of a key and recognises them.
+//! - [`arena`] is memory that shows who touches it after it was freed.
 //!
 //! Architecture invariant: this crate knows no backend and no manager; nothing here draws on the machine's own randomness.
 #![forbid(unsafe_code)]
 
+pub mod arena;
+pub mod conformance;
 pub mod payload;
 pub mod rng;
 pub mod trace;
