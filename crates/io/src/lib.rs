@@ -12,6 +12,7 @@ mod engine;
 mod fs_type;
 mod os;
 mod pool;
+mod probe;
 mod queue;
 mod sim;
 mod whole;
@@ -21,6 +22,7 @@ pub use engine::{Completion, CompletionSink, EngineStats, IoBuf, IoEngine, IoOp,
 pub use fs_type::FsType;
 pub use os::{OsDisk, OsFile, OsOptions};
 pub use pool::ThreadPool;
+pub use probe::{Capabilities, PROBE_PREFIX, Support, probe};
 pub use sim::{
     Crash, CrashImage, CrashImages, CrashOptions, Fault, Faults, Fired, Hook, OpInfo, OpKind, Rule, SimDisk,
     SimEngine, SimFile, SimMode, SimOptions,
