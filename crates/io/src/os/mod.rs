@@ -114,14 +114,17 @@ impl Disk for OsDisk {
     }
 
     fn rename_new(&self, from: &Path, to: &Path) -> Result<()> {
-        if self.rename_noreplace {
-            match sys::rename_noreplace(from, to) {
-                // The file system does not know the flag (EINVAL), or the kernel does not know the call.
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {}
-                done => return done,
-            }
-        }
-        std::fs::hard_link(from, to)?;
+        let refused = match self.rename_noreplace.then(|| sys::rename_noreplace(from, to)) {
+            // The file system does not know the flag (EINVAL), or the kernel does not know the call.
+            Some(Err(e)) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => Some(e),
+            Some(done) => return done,
+            None => None,
+        };
+        std::fs::hard_link(from, to).map_err(|e| match refused {
+            // Directories have no second links, nor has any file on some file systems: the first answer says more.
+            Some(refused) if e.raw_os_error() == Some(libc::EPERM) => refused,
+            _ => e,
+        })?;
         match std::fs::remove_file(from) {
             Err(e) if e.kind() != ErrorKind::NotFound => {
                 // A failed rename must not leave anything to be found: `to` is the link we made just now.
