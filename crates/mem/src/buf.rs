@@ -57,6 +57,9 @@ impl Block {
             f(unsafe { std::slice::from_raw_parts(self.ptr().as_ptr(), len) });
             return Ok(());
         }
+        if self.region.kind() == RegionKind::Device {
+            return Err(not_host("read from buffer"));
+        }
         let mut copy = [0; 16 << 10];
         for at in (0..len).step_by(copy.len()) {
             let n = copy.len().min(len - at);

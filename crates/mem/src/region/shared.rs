@@ -303,3 +303,157 @@ impl fmt::Debug for ShmRegion {
         write!(f, "ShmRegion({}, {} bytes)", self.name(), self.mapping.len())
     }
 }
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{FileExt, PermissionsExt};
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::region::machine;
+    use crate::{Allocate, Slab};
+
+    const LEN: usize = 256 << 10;
+
+    fn unused_name(what: &str) -> String {
+        format!("/kvstrata-test-{what}-{}", std::process::id())
+    }
+
+    fn path(name: &str) -> PathBuf {
+        PathBuf::from("/dev/shm").join(&name[1..])
+    }
+
+    fn create(name: &str, stale: Stale) -> Result<Arc<ShmRegion>> {
+        ShmRegion::create(name, LEN, &RegionOptions::default(), stale)
+    }
+
+    /// What another process would see through the descriptor.
+    fn through_fd(region: &dyn Region, at: usize, n: usize) -> Vec<u8> {
+        let fd = region.shared_fd().expect("shared").try_clone_to_owned().expect("duplicate");
+        let mut seen = vec![0; n];
+        fs::File::from(fd).read_exact_at(&mut seen, at as u64).expect("read");
+        seen
+    }
+
+    #[test]
+    fn a_memfd_is_seen_through_its_descriptor_and_keeps_its_size() {
+        let region = MemfdRegion::new("kvstrata-test", LEN, &RegionOptions::default()).expect("memfd");
+        assert_eq!((region.kind(), region.len()), (RegionKind::Shared, LEN));
+        let slab = Slab::new(vec![region.clone()]).expect("slab");
+        let mut buffer = slab.pool("cache", LEN as u64).reserve(10_000, 4096).expect("room");
+        buffer.write_at(9_995, b"chunk").expect("inside");
+        assert_eq!(through_fd(&*region, buffer.extent().offset + 9_995, 5), b"chunk");
+        let file =
+            fs::File::from(region.shared_fd().expect("shared").try_clone_to_owned().expect("duplicate"));
+        for len in [0, LEN as u64 * 2] {
+            let e = file.set_len(len).expect_err("sealed");
+            assert_eq!(e.raw_os_error(), Some(libc::EPERM));
+        }
+    }
+
+    #[test]
+    fn a_named_object_is_private_to_the_user_and_gone_after_the_drop() {
+        let name = unused_name("life");
+        let region = create(&name[1..], Stale::Refuse).expect("create");
+        assert_eq!((region.name(), region.kind()), (name.as_str(), RegionKind::Shared));
+        let meta = fs::metadata(path(&name)).expect("there");
+        assert_eq!((meta.permissions().mode() & 0o777, meta.len()), (0o600, LEN as u64));
+        let slab = Slab::new(vec![region.clone()]).expect("slab");
+        let mut buffer = slab.pool("cache", LEN as u64).reserve(4096, 4096).expect("room");
+        buffer.write_at(0, b"chunk").expect("inside");
+        assert_eq!(fs::read(path(&name)).expect("read")[..5], *b"chunk");
+        assert_eq!(through_fd(&*region, 0, 5), b"chunk");
+        drop((slab, region));
+        assert!(path(&name).exists(), "a buffer keeps the memory");
+        drop(buffer);
+        assert!(!path(&name).exists());
+    }
+
+    #[test]
+    fn a_living_owner_keeps_the_name() {
+        let name = unused_name("living");
+        let owner = create(&name, Stale::Refuse).expect("create");
+        for stale in [Stale::Refuse, Stale::Replace] {
+            let e = create(&name, stale).expect_err("held");
+            assert_eq!(e.kind(), ErrorKind::Busy);
+            assert!(e.message().contains("living process"), "{e}");
+        }
+        drop(owner);
+        drop(create(&name, Stale::Refuse).expect("free again"));
+    }
+
+    #[test]
+    fn what_a_dead_owner_left_is_refused_or_replaced() {
+        let name = unused_name("stale");
+        fs::write(path(&name), b"left over").expect("write");
+        let e = create(&name, Stale::Refuse).expect_err("stale");
+        assert_eq!(e.kind(), ErrorKind::Busy);
+        assert!(e.message().contains("left from a process that is gone"), "{e}");
+        assert_eq!(fs::read(path(&name)).expect("untouched"), b"left over");
+        let region = create(&name, Stale::Replace).expect("replaced");
+        assert_eq!(fs::metadata(path(&name)).expect("there").len(), LEN as u64);
+        // Somebody takes the name away: what they put there is not ours to remove.
+        fs::remove_file(path(&name)).expect("remove");
+        fs::write(path(&name), b"another").expect("write");
+        drop(region);
+        assert_eq!(fs::read(path(&name)).expect("still there"), b"another");
+        fs::remove_file(path(&name)).expect("remove");
+    }
+
+    #[test]
+    fn bad_names_are_refused_before_anything_is_made() {
+        let long = "x".repeat(251);
+        for name in ["", "/", ".", "/..", "a/b", "//a", "a\0b", &long] {
+            let e = create(name, Stale::Replace).expect_err("bad name");
+            assert_eq!(e.kind(), ErrorKind::Invalid, "{name:?}");
+            assert!(e.to_string().contains("name: \""), "{e}");
+        }
+        let e = MemfdRegion::new(&long, LEN, &RegionOptions::default()).expect_err("long");
+        assert_eq!(e.kind(), ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_leave_nothing_behind() {
+        let name = unused_name("size");
+        let plain = RegionOptions::default();
+        for len in [0, 4097, 1 << 60] {
+            let e = ShmRegion::create(&name, len, &plain, Stale::Refuse).expect_err("bad size");
+            assert_eq!(e.kind(), ErrorKind::Invalid, "{e}");
+            assert_eq!(MemfdRegion::new("m", len, &plain).expect_err("bad size").kind(), ErrorKind::Invalid);
+        }
+        let explicit = RegionOptions { huge_pages: HugePages::Explicit, ..plain };
+        let e = ShmRegion::create(&name, 2 << 20, &explicit, Stale::Refuse).expect_err("no such pages");
+        assert_eq!(e.kind(), ErrorKind::Invalid);
+        assert!(!path(&name).exists());
+        let object =
+            Object::create("test", shm_name("test", &name).expect("good"), Stale::Refuse).expect("create");
+        let e = check_room("test", &object.fd, usize::MAX).expect_err("no tmpfs is that large");
+        assert_eq!(e.kind(), ErrorKind::NoSpace);
+        assert!(e.to_string().contains("/dev/shm") && e.to_string().contains("free: "), "{e}");
+        drop(object);
+        assert!(!path(&name).exists());
+    }
+
+    #[test]
+    fn prefaulted_shared_memory_has_all_its_pages() {
+        let options = RegionOptions { prefault: true, ..Default::default() };
+        let region = MemfdRegion::new("m", LEN, &options).expect("memfd");
+        assert_eq!(region.mapping.resident(), LEN / machine::page_size());
+        let lazy = MemfdRegion::new("m", LEN, &RegionOptions::default()).expect("memfd");
+        assert_eq!(lazy.mapping.resident(), 0);
+    }
+
+    #[test]
+    fn huge_pages_behind_shared_memory_work_or_are_reported() {
+        let options = RegionOptions { huge_pages: HugePages::Transparent, ..Default::default() };
+        let region = MemfdRegion::new("m", 4 << 20, &options).expect("memfd");
+        assert_eq!(region.base().addr().get() % (2 << 20), 0);
+        let off = machine::transparent_setting("shmem_enabled").map_or(true, |s| s == "never" || s == "deny");
+        assert_eq!(!region.fallbacks().is_empty(), off, "{:?}", region.fallbacks());
+        let all = machine::machine_memory() as usize & !((2 << 20) - 1);
+        let options = RegionOptions { huge_pages: HugePages::Explicit, ..Default::default() };
+        let e = MemfdRegion::new("m", all, &options).expect_err("more than the reserve");
+        assert!(matches!(e.kind(), ErrorKind::NoSpace | ErrorKind::Unavailable), "{e}");
+    }
+}
