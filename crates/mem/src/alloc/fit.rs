@@ -1,8 +1,8 @@
 //! Where free memory lies: an exact best fit over several spans of units.
 //!
-//! A hole shorter than 128 MiB stands in a list of holes of exactly its length; a three-level bitmap over those lengths
+//! A hole shorter than 1 GiB stands in a list of holes of exactly its length; a three-level bitmap over those lengths
 //! finds the shortest one that fits in a handful of instructions, however many shorter holes there are. The few longer
-//! holes stand in an ordered set. So the answer is always the shortest hole that is long enough: nothing is rounded up
+//! holes (a terabyte has room for a thousand) stand in a sorted array. So the answer is always the shortest hole that is long enough: nothing is rounded up
 //! to a size class, an exact hole is always used, and a request fails only if no hole can hold it. (Allocators with
 //! rounded classes, TLSF and its relatives, refuse a request whose only hole shares the request's class.)
 //!
@@ -12,10 +12,8 @@
 //!
 //! The same calls in the same order always give the same answers.
 
-use std::collections::BTreeSet;
-
-/// Holes from this many units on stand in the ordered set.
-const LARGE: u32 = 1 << 15;
+/// Holes from this many units on stand in the sorted array: 64 lengths to a word, and two levels of 64 words.
+const LARGE: u32 = 64 * 64 * 64;
 
 /// "No hole": index 0 of the hole table is never used.
 const NONE: u32 = 0;
@@ -62,7 +60,8 @@ pub(super) struct Fit {
     count: usize,
     heads: Vec<u32>,
     lengths: Lengths,
-    large: BTreeSet<u64>,
+    /// Length and index of each long hole, in ascending order.
+    large: Vec<(u32, u32)>,
 }
 
 impl Fit {
@@ -74,8 +73,8 @@ impl Fit {
             unused: NONE,
             count: 0,
             heads: vec![NONE; LARGE as usize],
-            lengths: Lengths::default(),
-            large: BTreeSet::new(),
+            lengths: Lengths::new(),
+            large: Vec::new(),
         }
     }
 
@@ -128,7 +127,7 @@ impl Fit {
 
     /// The units of the longest hole.
     pub(super) fn longest_hole(&self) -> u32 {
-        self.large.last().map_or_else(|| self.lengths.last(), |key| (key >> 32) as u32)
+        self.large.last().map_or_else(|| self.lengths.last(), |(units, _)| *units)
     }
 
     /// Takes `units` units whose address is a multiple of `align` units (a power of two) out of the shortest hole that
@@ -191,7 +190,7 @@ impl Fit {
         if let Some(length) = self.lengths.at_least(units) {
             return Some(self.heads[length as usize]);
         }
-        self.large.range(u64::from(units) << 32..).next().map(|key| *key as u32)
+        self.large_from(units).first().map(|(_, index)| *index)
     }
 
     /// Like [`Self::shortest`], but a hole that is long enough may still lie badly: looks at one after another, until a
@@ -213,7 +212,11 @@ impl Fit {
             }
             least = length + 1;
         }
-        self.large.range(u64::from(units) << 32..).find_map(|key| place(*key as u32))
+        self.large_from(units).iter().find_map(|(_, index)| place(*index))
+    }
+
+    fn large_from(&self, units: u32) -> &[(u32, u32)] {
+        &self.large[self.large.partition_point(|hole| hole.0 < units)..]
     }
 
     fn insert(&mut self, span: u32, start: u32, units: u32) {
@@ -251,7 +254,8 @@ impl Fit {
                 self.holes[next as usize].prev = index;
             }
         } else {
-            self.large.insert(key(index, hole.units));
+            let at = self.large.partition_point(|entry| *entry < (hole.units, index));
+            self.large.insert(at, (hole.units, index));
         }
         self.holes[index as usize] = Hole { prev: NONE, next, ..hole };
     }
@@ -263,7 +267,8 @@ impl Fit {
         tags[hole.start as usize] = NONE;
         tags[hole.end() as usize - 1] = NONE;
         if hole.units >= LARGE {
-            self.large.remove(&key(index, hole.units));
+            let at = self.large.partition_point(|entry| *entry < (hole.units, index));
+            self.large.remove(at);
             return;
         }
         if hole.next != NONE {
@@ -280,10 +285,6 @@ impl Fit {
     }
 }
 
-fn key(index: u32, units: u32) -> u64 {
-    u64::from(units) << 32 | u64::from(index)
-}
-
 /// The first unit from `start` on whose address is a multiple of `align` units.
 fn aligned(origin: u64, start: u32, align: u32) -> u64 {
     (origin + u64::from(start)).next_multiple_of(u64::from(align)) - origin
@@ -291,29 +292,33 @@ fn aligned(origin: u64, start: u32, align: u32) -> u64 {
 
 /// The set of lengths below [`LARGE`] that some hole has.
 struct Lengths {
-    bits: [u64; LARGE as usize / 64],
+    bits: Vec<u64>,
     /// Which words of `bits` are not zero.
-    words: [u64; LARGE as usize / 64 / 64],
-}
-
-impl Default for Lengths {
-    fn default() -> Self {
-        Self { bits: [0; LARGE as usize / 64], words: [0; LARGE as usize / 64 / 64] }
-    }
+    words: [u64; 64],
+    /// Which of `words` are not zero.
+    groups: u64,
 }
 
 impl Lengths {
+    fn new() -> Self {
+        Self { bits: vec![0; 64 * 64], words: [0; 64], groups: 0 }
+    }
+
     fn set(&mut self, length: u32) {
-        let word = length as usize / 64;
+        let (group, word) = (length as usize / 64 / 64, length as usize / 64);
         self.bits[word] |= 1 << (length % 64);
-        self.words[word / 64] |= 1 << (word % 64);
+        self.words[group] |= 1 << (word % 64);
+        self.groups |= 1 << group;
     }
 
     fn clear(&mut self, length: u32) {
-        let word = length as usize / 64;
+        let (group, word) = (length as usize / 64 / 64, length as usize / 64);
         self.bits[word] &= !(1 << (length % 64));
         if self.bits[word] == 0 {
-            self.words[word / 64] &= !(1 << (word % 64));
+            self.words[group] &= !(1 << (word % 64));
+        }
+        if self.words[group] == 0 {
+            self.groups &= !(1 << group);
         }
     }
 
@@ -322,31 +327,36 @@ impl Lengths {
         if length >= LARGE {
             return None;
         }
-        let word = length as usize / 64;
-        let here = self.bits[word] & (u64::MAX << (length % 64));
+        let (group, word) = (length as usize / 64 / 64, length as usize / 64);
+        let here = from(self.bits[word], length as usize % 64);
         if here != 0 {
             return Some(word as u32 * 64 + here.trailing_zeros());
         }
-        let word = Self::next_word(&self.words, word + 1)?;
+        let here = from(self.words[group], word % 64 + 1);
+        let word = if here != 0 {
+            group * 64 + here.trailing_zeros() as usize
+        } else {
+            let groups = from(self.groups, group + 1);
+            if groups == 0 {
+                return None;
+            }
+            let group = groups.trailing_zeros() as usize;
+            group * 64 + self.words[group].trailing_zeros() as usize
+        };
         Some(word as u32 * 64 + self.bits[word].trailing_zeros())
-    }
-
-    fn next_word(words: &[u64], from: usize) -> Option<usize> {
-        let group = from / 64;
-        let here = words.get(group)? & (u64::MAX << (from % 64));
-        if here != 0 {
-            return Some(group * 64 + here.trailing_zeros() as usize);
-        }
-        let group = (group + 1..words.len()).find(|g| words[*g] != 0)?;
-        Some(group * 64 + words[group].trailing_zeros() as usize)
     }
 
     /// The greatest length in the set, or 0.
     fn last(&self) -> u32 {
-        let Some(group) = self.words.iter().rposition(|w| *w != 0) else { return 0 };
-        let word = group * 64 + self.words[group].ilog2() as usize;
-        word as u32 * 64 + self.bits[word].ilog2()
+        let Some(group) = self.groups.checked_ilog2() else { return 0 };
+        let word = group * 64 + self.words[group as usize].ilog2();
+        word * 64 + self.bits[word as usize].ilog2()
     }
+}
+
+/// The bits from `first` (at most 64) on.
+fn from(bits: u64, first: usize) -> u64 {
+    if first < 64 { bits & (u64::MAX << first) } else { 0 }
 }
 
 #[cfg(test)]
@@ -465,7 +475,8 @@ mod tests {
 
     #[test]
     fn equal_pieces_fill_a_span_to_the_last_one() {
-        for units in [1, 2, 3, 7, 63, 64, 65, 1000, LARGE - 1, LARGE, LARGE + 1] {
+        let all = [1, 2, 3, 7, 63, 64, 65, 1000, LARGE - 1, LARGE, LARGE + 1];
+        for units in all.into_iter().filter(|n| !cfg!(miri) || *n < 100) {
             let mut fit = Fit::new();
             let n = if cfg!(miri) { 3 } else { 9 };
             fit.add(units * n, 5);
@@ -491,6 +502,23 @@ mod tests {
         assert_eq!(fit.take(1001, 1), None);
         fit.give(exact, 1001);
         assert_eq!(fit.take(1001, 1).map(|p| p.span), Some(0));
+    }
+
+    #[test]
+    fn lengths_are_found_across_words_and_groups() {
+        let all = [1, 63, 64, 65, 4095, 4096, 4097, 70_000, LARGE - 1];
+        let mut lengths = Lengths::new();
+        all.iter().for_each(|n| lengths.set(*n));
+        for (i, n) in all.iter().enumerate() {
+            assert_eq!(lengths.at_least(if i == 0 { 0 } else { all[i - 1] + 1 }), Some(*n));
+            assert_eq!(lengths.at_least(*n), Some(*n));
+        }
+        for (i, n) in all.iter().enumerate().rev() {
+            assert_eq!(lengths.last(), *n);
+            lengths.clear(*n);
+            assert_eq!((lengths.at_least(*n), lengths.at_least(0).is_none()), (None, i == 0));
+        }
+        assert_eq!((lengths.last(), lengths.at_least(LARGE)), (0, None));
     }
 
     #[test]
