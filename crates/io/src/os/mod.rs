@@ -2,7 +2,7 @@
 
 mod sys;
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -206,7 +206,11 @@ impl Disk for OsDisk {
     }
 
     fn try_lock(&self, file: &OsFile) -> Result<()> {
-        file.file.try_lock().map_err(Into::into)
+        file.file.try_lock().map_err(|e| match e {
+            // The standard library keeps the errno to itself.
+            TryLockError::WouldBlock => Error::from_raw_os_error(libc::EWOULDBLOCK),
+            TryLockError::Error(e) => e,
+        })
     }
 }
 

@@ -426,8 +426,11 @@ impl Disk for SimDisk {
     }
 
     fn allocate(&self, file: &SimFile, len: u64) -> Result<()> {
-        file.change(OpKind::Allocate, |s| {
-            if file.write { s.allocate(file.ino, len) } else { Err(errno(libc::EBADF)) }
+        file.change(OpKind::Allocate, |s| match len {
+            0 => Err(errno(libc::EINVAL)),
+            n if n > i64::MAX as u64 => Err(errno(libc::EFBIG)),
+            _ if !file.write => Err(errno(libc::EBADF)),
+            _ => s.allocate(file.ino, len),
         })
     }
 

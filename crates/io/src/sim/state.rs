@@ -311,11 +311,8 @@ impl State {
 
     pub(super) fn allocate(&mut self, ino: Ino, len: u64) -> Result<()> {
         let file = self.tree.file(ino).ok_or_else(|| errno(libc::EBADF))?;
-        match len {
-            0 => return Err(errno(libc::EINVAL)),
-            n if n > i64::MAX as u64 => return Err(errno(libc::EFBIG)),
-            n if file.missing(n) > self.free() => return Err(errno(libc::ENOSPC)),
-            _ => {}
+        if file.missing(len) > self.free() {
+            return Err(errno(libc::ENOSPC));
         }
         self.apply(Change::Reserve { ino, len });
         Ok(())
