@@ -29,6 +29,11 @@ impl AdapterSettings {
         self.0.get("name").and_then(Value::as_str)
     }
 
+    /// Its share of the keys where a policy spreads them; 1 unless set.
+    pub fn weight(&self) -> u32 {
+        self.0.get("weight").and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok()).unwrap_or(1)
+    }
+
     /// All keys, `type` and `name` among them.
     pub fn keys(&self) -> &Map<String, Value> {
         &self.0

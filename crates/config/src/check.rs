@@ -20,6 +20,13 @@ pub struct Machine {
     pub memory: u64,
 }
 
+impl Machine {
+    /// This one; a control group's limit counts.
+    pub fn here() -> Self {
+        Self { memory: kvstrata_mem::machine_memory() }
+    }
+}
+
 /// An error about one field; what reports it adds where the field was given.
 fn wrong(field: &'static str, message: impl Into<String>) -> Error {
     Error::invalid(OP, message).with("field", field)
@@ -55,6 +62,12 @@ fn numbers(s: &Settings) -> Result<()> {
     }
     if s.store.retries == u32::MAX {
         return Err(wrong("store.retries", "a store is not tried for ever"));
+    }
+    if s.store.backoff > s.store.backoff_max {
+        let e = wrong("store.backoff", "the first wait is at most the longest, store.backoff_max");
+        return Err(e
+            .with("backoff", crate::size::span::text(s.store.backoff))
+            .with("backoff_max", crate::size::span::text(s.store.backoff_max)));
     }
     if s.local_disk.num_workers == Some(0) {
         return Err(wrong("local_disk.num_workers", "at least one thread reads and writes"));

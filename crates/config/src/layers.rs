@@ -135,24 +135,25 @@ impl Sources {
             let name = name.trim_start_matches('-');
             let origin = format!("flag --{name}");
             let mut word = names::word(name);
-            let text = match text {
-                Some(text) => text.clone(),
-                None => {
-                    let off = word.strip_prefix("no_").filter(|w| is_switch(w)).map(str::to_owned);
-                    let on = if off.is_some() { "false" } else { "true" };
-                    word = off.unwrap_or(word);
-                    if names::meaning(&word).is_some() && !is_switch(&word) {
-                        return Err(invalid("a value is expected", name, &origin));
-                    }
-                    on.into()
+            let off = word.strip_prefix("no_").filter(|w| is_switch(w)).map(str::to_owned);
+            let value = match (off, text) {
+                (Some(switch), text) => {
+                    let said = Value::new(None, text.as_deref().unwrap_or("true"));
+                    word = switch;
+                    value::read(Kind::Bool, As::Not, &said).map_err(|m| invalid(&m, name, &origin))?
                 }
+                (None, Some(text)) => ValueKind::String(text.clone()),
+                (None, None) if names::meaning(&word).is_none() || is_switch(&word) => {
+                    ValueKind::Boolean(true)
+                }
+                (None, None) => return Err(invalid("a value is expected", name, &origin)),
             };
             let given = Given {
                 word,
                 shown: format!("--{name}"),
                 style: Style::Flag,
                 origin,
-                value: Value::new(None, text),
+                value: Value::new(None, value),
             };
             given.expand(&mut out)?;
         }

@@ -1,12 +1,12 @@
 //! Settings of a tiered KV cache: where they come from, what they mean, and what is built from them.
 //!
 //! [`Settings`] are plain data with names of our own. They come in layers: built-in defaults, then a TOML, YAML or JSON
-//! file, then `KVSTRATA_*` variables, then flags ([`Sources`]). [`Effective::load`] lays them over each other, refuses what
+//! file, then `KVSTRATA_*` variables, then flags ([`Sources`]). [`Resolved::load`] lays them over each other, refuses what
 //! is wrong before anything is changed, and remembers where every value came from. LMCache's names are accepted where they
 //! mean the same; the table is in [`names`].
 //!
 //! ```
-//! use kvstrata_config::{Effective, FileKind, Machine, Registry, SettingsFile, Sources};
+//! use kvstrata_config::{Resolved, FileKind, Machine, Registry, SettingsFile, Sources};
 //!
 //! let sources = Sources {
 //!     file: Some(SettingsFile::from_text("kv.toml", FileKind::Toml, "[l1]\nsize = \"2GiB\"\nprefault = true\n")),
@@ -15,17 +15,20 @@
 //!     ..Sources::default()
 //! };
 //! let machine = Machine { memory: 16 << 30 };
-//! let effective = Effective::load(&sources, &machine, &Registry::new())?;
-//! assert_eq!(effective.settings().l1.size.to_string(), "512MiB");
+//! let effective = Resolved::load(&sources, &machine, &Registry::new())?;
+//! assert_eq!(effective.settings.l1.size.to_string(), "512MiB");
 //! assert_eq!(effective.origin("l1.size"), "flag --l1-size-gb");
 //! assert_eq!(effective.origin("l1.prefault"), "file kv.toml:3");
 //! assert_eq!(effective.origin("eviction.policy"), "env KVSTRATA_CACHE_POLICY");
 //!
 //! let typo = Sources { flags: vec![("l1-sise-gb".into(), Some("1".into()))], ..Sources::default() };
-//! let e = Effective::load(&typo, &machine, &Registry::new()).unwrap_err();
+//! let e = Resolved::load(&typo, &machine, &Registry::new()).unwrap_err();
 //! assert!(e.to_string().contains("the nearest is --l1-size-gb"), "{e}");
 //! # Ok::<(), kvstrata_core::Error>(())
 //! ```
+//!
+//! [`Resolved::build`] makes [`Components`] of them, and those become a manager. Which adapters there are is a [`Registry`]
+//! from their `type` to a factory; others may add theirs.
 //!
 //! No key is accepted and then silently ignored: an unknown one is refused with the nearest known, and one that has no
 //! effect in this combination becomes a [`Warning`].
@@ -35,25 +38,28 @@
 #![forbid(unsafe_code)]
 
 mod adapters;
+mod build;
+mod builtin;
 mod check;
-mod effective;
 mod file;
 mod layers;
 pub mod names;
 mod paths;
 mod registry;
+mod resolved;
 mod settings;
 mod size;
 mod value;
 mod warning;
 
 pub use adapters::{AdapterSettings, redacted};
+pub use build::Components;
 pub use check::Machine;
-pub use effective::{Effective, Row};
 pub use file::{FileKind, SettingsFile};
 pub use layers::{Sources, process_environment};
 pub use names::{FlagSpec, flag_specs};
 pub use registry::{AdapterFactory, BuildContext, Registry};
+pub use resolved::{Resolved, Row, load};
 pub use settings::{
     DeadlineSettings, EvictionSettings, HugePages, L1Settings, L2Settings, LocalDiskSettings,
     PrefetchSettings, Settings, StoreSettings,

@@ -140,6 +140,7 @@ pub(crate) static FIELDS: &[Field] = &[
         kind: Kind::Span,
         help: "wait before the first further try; doubles with each",
     },
+    Field { path: "store.backoff_max", kind: Kind::Span, help: "longest wait between tries" },
     Field { path: "prefetch.policy", kind: Kind::Text, help: "what becomes of chunks loaded from L2" },
     Field { path: "deadlines.load_timeout", kind: Kind::Span, help: "limit of a lookup with its load" },
     Field { path: "deadlines.store_timeout", kind: Kind::Span, help: "limit of one try to store a batch" },
@@ -339,7 +340,8 @@ pub fn flag_specs() -> Vec<FlagSpec> {
             To::Refused(_) => None,
         },
     );
-    own.chain(aliases).collect()
+    let lmcache_env = spec("lmcache_env", Kind::Bool, As::Same, "read LMCACHE_* variables, too".to_owned());
+    own.chain([lmcache_env]).chain(aliases).collect()
 }
 
 #[cfg(test)]

@@ -19,14 +19,12 @@ const OP: &str = "read adapter settings";
 pub struct BuildContext {
     /// The clock of all deadlines, and the place where driver tasks run.
     pub l2: Context,
-    /// The runtime that the manager runs on.
-    pub runtime: tokio::runtime::Handle,
 }
 
 impl BuildContext {
     /// The context of a tokio runtime with its time enabled.
     pub fn tokio(runtime: tokio::runtime::Handle) -> Self {
-        Self { l2: Context::tokio(runtime.clone()), runtime }
+        Self { l2: Context::tokio(runtime) }
     }
 }
 
@@ -89,6 +87,11 @@ impl Registry {
     /// No types.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The types of this version: `mock`, and `fs` with its other name `fs_native`.
+    pub fn builtin() -> Self {
+        crate::builtin::register(Self::new())
     }
 
     /// Adds a type; one of the same name gives way to it.

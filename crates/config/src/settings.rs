@@ -137,11 +137,19 @@ pub struct StoreSettings {
     /// The wait before the first retry; it doubles with each. An adapter's own advice overrides it.
     #[serde(with = "span")]
     pub backoff: Duration,
+    /// The longest wait between retries.
+    #[serde(with = "span")]
+    pub backoff_max: Duration,
 }
 
 impl Default for StoreSettings {
     fn default() -> Self {
-        Self { policy: "default".into(), retries: 2, backoff: Duration::from_millis(50) }
+        Self {
+            policy: "default".into(),
+            retries: 2,
+            backoff: Duration::from_millis(50),
+            backoff_max: Duration::from_secs(2),
+        }
     }
 }
 

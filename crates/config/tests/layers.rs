@@ -46,7 +46,7 @@ fn a_higher_layer_wins_whatever_name_it_uses_and_each_value_knows_its_origin() {
     }
     let with_lmcache = effective(&Sources { lmcache_env: true, ..sources });
     assert_eq!(with_lmcache.origin("chunk_size"), "env LMCACHE_CHUNK_SIZE");
-    assert_eq!(with_lmcache.settings().chunk_size, 7);
+    assert_eq!(with_lmcache.settings.chunk_size, 7);
 }
 
 #[test]
@@ -107,7 +107,7 @@ l2:
     for (kind, text) in [(FileKind::Toml, toml), (FileKind::Yaml, yaml), (FileKind::Json, json_text.as_str())]
     {
         let e = effective(&Sources { file: Some(file(kind, text)), ..sources() });
-        assert_eq!(*e.settings(), want, "{kind:?}");
+        assert_eq!(e.settings, want, "{kind:?}");
     }
     let adapter = adapter.to_string();
     let pairs = [
@@ -121,9 +121,9 @@ l2:
         ("store-backoff", "1.5"),
         ("l2-adapter", adapter.as_str()),
     ];
-    assert_eq!(*effective(&Sources { flags: flags(&pairs), ..sources() }).settings(), want);
+    assert_eq!(effective(&Sources { flags: flags(&pairs), ..sources() }).settings, want);
     let env = pairs.map(|(n, v)| (format!("KVSTRATA_{}", n.to_uppercase().replace('-', "_")), v.to_owned()));
-    assert_eq!(*effective(&Sources { env: env.to_vec(), ..sources() }).settings(), want);
+    assert_eq!(effective(&Sources { env: env.to_vec(), ..sources() }).settings, want);
 }
 
 /// Every one of LMCache's names: what is given, and what it sets. `null` in place of a path: accepted without effect.
@@ -185,8 +185,8 @@ fn lmcaches_names_set_what_they_mean_as_flag_variable_and_key() {
         for sources in by {
             let e = effective(&sources);
             if path.is_empty() {
-                assert_eq!(e.warnings().len(), 1, "{name}: {:?}", e.warnings());
-                assert!(e.warnings()[0].message.starts_with("has no effect: "), "{}", e.warnings()[0]);
+                assert_eq!(e.warnings.len(), 1, "{name}: {:?}", e.warnings);
+                assert!(e.warnings[0].message.starts_with("has no effect: "), "{}", e.warnings[0]);
                 assert!(e.rows().iter().all(|r| r.origin == "default"), "{name}");
             } else {
                 let row = e.rows().into_iter().find(|r| r.name == *path).unwrap();
@@ -224,10 +224,10 @@ fn the_table_of_names_in_the_documentation_and_the_names_that_are_tested_are_tho
 #[test]
 fn switches_need_no_value_and_have_an_opposite() {
     let one = |flag: &str| Sources { flags: vec![(flag.into(), None)], ..sources() };
-    assert!(effective(&one("l1-prefault")).settings().l1.prefault);
-    assert!(effective(&one("no-l1-use-lazy")).settings().l1.prefault);
-    assert!(!effective(&one("--no-digests")).settings().digests);
-    assert_eq!(at(effective(&one("l1-use-hugepages")).settings(), "l1.hugepages"), "explicit");
+    assert!(effective(&one("l1-prefault")).settings.l1.prefault);
+    assert!(effective(&one("no-l1-use-lazy")).settings.l1.prefault);
+    assert!(!effective(&one("--no-digests")).settings.digests);
+    assert_eq!(at(&effective(&one("l1-use-hugepages")).settings, "l1.hugepages"), "explicit");
     assert!(error(&one("l1-size-gb")).contains("a value is expected"));
     assert!(error(&one("no-such")).contains("no such setting"));
 }
@@ -238,7 +238,7 @@ fn adapters_of_one_layer_add_up_and_those_of_a_higher_layer_replace_them() {
     let b = r#"[{"type":"fake","name":"b"},{"type":"fake","name":"c"}]"#;
     let file = file(FileKind::Toml, "[[l2.adapters]]\ntype = \"fake\"\nname = \"f\"\n");
     let names =
-        |s: &Sources| effective(s).settings().adapters().into_iter().map(|(n, _)| n).collect::<Vec<_>>();
+        |s: &Sources| effective(s).settings.adapters().into_iter().map(|(n, _)| n).collect::<Vec<_>>();
     assert_eq!(names(&Sources { file: Some(file.clone()), ..sources() }), ["f"]);
     let flags = flags(&[("l2-adapter", a), ("l2_adapter", b)]);
     assert_eq!(names(&Sources { file: Some(file), flags, ..sources() }), ["a", "b", "c"]);
@@ -253,7 +253,7 @@ fn adapters_of_one_layer_add_up_and_those_of_a_higher_layer_replace_them() {
 fn null_is_not_set() {
     let yaml = "remote_url: null\nl1_size_gb: ~\nl1:\nextra_config:\n";
     let e = effective(&Sources { file: Some(file(FileKind::Yaml, yaml)), ..sources() });
-    assert_eq!(*e.settings(), *effective(&sources()).settings());
+    assert_eq!(e.settings, effective(&sources()).settings);
     assert!(
         error(&Sources { file: Some(file(FileKind::Yaml, "l1_sise: null\n")), ..sources() })
             .contains("l1.size")
@@ -272,7 +272,7 @@ fn gather_takes_the_file_and_the_switches_out_of_flags_and_environment() {
     let b = write("b.YML", "chunk_size: 2\n");
     let chunk = |flags: Vec<(String, Option<String>)>, env: &[(&str, &str)]| {
         let env = env.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-        Sources::gather(flags, env).map(|s| effective(&s).settings().chunk_size)
+        Sources::gather(flags, env).map(|s| effective(&s).settings.chunk_size)
     };
     let none = Vec::new;
     assert_eq!(chunk(none(), &[]).unwrap(), 256);

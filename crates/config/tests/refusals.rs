@@ -3,7 +3,7 @@
 mod common;
 
 use common::{MACHINE, effective, error, file, flags, load, registry, sources};
-use kvstrata_config::{Effective, FileKind, Settings, Sources};
+use kvstrata_config::{FileKind, Resolved, Settings, Sources};
 use kvstrata_core::ErrorKind;
 use proptest::prelude::*;
 
@@ -226,7 +226,7 @@ fn what_has_no_effect_in_this_combination_is_said_once() {
     ];
     for (pairs, names) in table {
         let e = effective(&by(pairs));
-        let said: Vec<&str> = e.warnings().iter().map(|w| w.name.as_str()).collect();
+        let said: Vec<&str> = e.warnings.iter().map(|w| w.name.as_str()).collect();
         assert_eq!(said, *names, "{pairs:?}");
     }
     let both = Sources {
@@ -235,7 +235,7 @@ fn what_has_no_effect_in_this_combination_is_said_once() {
         ..by(&[("eviction-ratio", "0.2")])
     };
     // Three spellings, three layers; each is somebody's line.
-    assert!(effective(&both).warnings().iter().all(|w| w.message.contains("no effect")));
+    assert!(effective(&both).warnings.iter().all(|w| w.message.contains("no effect")));
 }
 
 #[test]
@@ -243,8 +243,8 @@ fn the_two_modes_by_config_alone() {
     let adapter = r#"{"type":"fake"}"#;
     let yaml = "local_cpu: false\nuse_only_staging_buffer: true\nmax_local_cpu_size: 1\nlocal_disk: file:///nonexistent/kv\nmax_local_disk_size: 10\n";
     let e = effective(&Sources { file: Some(file(FileKind::Yaml, yaml)), ..sources() });
-    assert_eq!(e.warnings(), []);
-    let s: &Settings = e.settings();
+    assert_eq!(e.warnings, []);
+    let s: &Settings = &e.settings;
     assert!(s.staging_only());
     assert_eq!((&*s.eviction.policy, &*s.store.policy, &*s.prefetch.policy), ("noop", "skip_l1", "default"));
     assert_eq!(e.origin("eviction.policy"), "implied by local_cpu=false");
@@ -261,9 +261,9 @@ fn the_two_modes_by_config_alone() {
         ("l2-store-policy", "skip_l1"),
         ("l2-adapter", adapter),
     ]));
-    assert_eq!(e.warnings(), []);
-    assert!(!e.settings().staging_only());
-    assert_eq!(e.settings().l1.size.0, 32_212_254);
+    assert_eq!(e.warnings, []);
+    assert!(!e.settings.staging_only());
+    assert_eq!(e.settings.l1.size.0, 32_212_254);
 }
 
 #[test]
@@ -316,8 +316,8 @@ proptest! {
         s.deadlines.load_timeout = std::time::Duration::from_millis(ms);
         s.l1.staging_size = Some(s.l1.staging());
         let text = serde_json::to_string(&s).unwrap();
-        let read = Effective::load(&Sources { file: Some(file(FileKind::Json, &text)), ..sources() }, &MACHINE, &registry());
+        let read = Resolved::load(&Sources { file: Some(file(FileKind::Json, &text)), ..sources() }, &MACHINE, &registry());
         let read = read.unwrap();
-        prop_assert_eq!(read.settings(), &s);
+        prop_assert_eq!(&read.settings, &s);
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use kvstrata_config::{
-    AdapterFactory, AdapterSettings, BuildContext, Effective, FileKind, Machine, Registry, SettingsFile,
+    AdapterFactory, AdapterSettings, BuildContext, FileKind, Machine, Registry, Resolved, SettingsFile,
     Sources, Warning,
 };
 use kvstrata_core::{Error, Result};
@@ -61,16 +61,16 @@ pub(crate) fn file(kind: FileKind, text: &str) -> SettingsFile {
     SettingsFile::from_text(name, kind, text)
 }
 
-pub(crate) fn load(sources: &Sources) -> Result<Effective> {
-    Effective::load(sources, &MACHINE, &registry())
+pub(crate) fn load(sources: &Sources) -> Result<Resolved> {
+    Resolved::load(sources, &MACHINE, &registry())
 }
 
 #[track_caller]
-pub(crate) fn effective(sources: &Sources) -> Effective {
+pub(crate) fn effective(sources: &Sources) -> Resolved {
     load(sources).unwrap_or_else(|e| panic!("{e}"))
 }
 
 #[track_caller]
 pub(crate) fn error(sources: &Sources) -> String {
-    load(sources).map(|e| panic!("accepted: {:?}", e.settings())).unwrap_or_else(|e| e.to_string())
+    load(sources).map(|e| panic!("accepted: {:?}", e.settings)).unwrap_or_else(|e| e.to_string())
 }

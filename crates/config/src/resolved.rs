@@ -1,23 +1,29 @@
 //! The settings in effect, where each came from, and what there is to say about them.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use kvstrata_core::{Error, Result};
 
 use crate::adapters::redacted;
+use crate::build::Components;
 use crate::check::{self, Machine};
-use crate::layers::{Merged, Sources};
+use crate::layers::{Merged, Sources, process_environment};
 use crate::names::{self, FIELDS};
-use crate::registry::Registry;
+use crate::registry::{BuildContext, Registry};
 use crate::settings::Settings;
 use crate::warning::Warning;
 
 /// Settings that were read, checked, and completed by what their mode implies.
 #[derive(Clone, Debug)]
-pub struct Effective {
-    settings: Settings,
-    warnings: Vec<Warning>,
+pub struct Resolved {
+    /// The settings.
+    pub settings: Settings,
+    /// What was accepted and does nothing, or is worth saying once.
+    pub warnings: Vec<Warning>,
     origins: BTreeMap<&'static str, String>,
+    machine: Machine,
+    registry: Registry,
 }
 
 /// A line of `config show`.
@@ -33,7 +39,27 @@ pub struct Row {
 
 const IMPLIED: &str = "implied by local_cpu=false";
 
-impl Effective {
+/// Settings from this process's environment, this machine and the adapters built in, with a file and flags on top. The
+/// flags `config` and `lmcache-env` count, too ([`Sources::gather`]); `file` overrides the former.
+///
+/// # Errors
+/// As [`Resolved::load`].
+pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Resolved> {
+    let mut flags: Vec<_> = flags.iter().map(|(n, v)| (n.clone(), Some(v.clone()))).collect();
+    if let Some(file) = file {
+        flags.push((
+            "config".into(),
+            Some(file.to_str().map(str::to_owned).ok_or_else(|| {
+                Error::invalid("read settings", "the path of a settings file is UTF-8")
+                    .with("file", file.display())
+            })?),
+        ));
+    }
+    let sources = Sources::gather(flags, process_environment()?)?;
+    Resolved::load(&sources, &Machine::here(), &Registry::builtin())
+}
+
+impl Resolved {
     /// Reads the layers and checks what they say together. Nothing is changed, and nothing but the file and the adapters'
     /// paths is looked at.
     ///
@@ -41,7 +67,7 @@ impl Effective {
     /// The first thing that is wrong: what, where it was given, and what would be accepted.
     pub fn load(sources: &Sources, machine: &Machine, registry: &Registry) -> Result<Self> {
         let Merged { settings, origins, warnings } = sources.merge()?;
-        let mut this = Self { settings, warnings, origins };
+        let mut this = Self { settings, warnings, origins, machine: *machine, registry: registry.clone() };
         this.refuse_contradictions()?;
         this.warn();
         for path in this.settings.imply() {
@@ -62,14 +88,12 @@ impl Effective {
         Ok(this)
     }
 
-    /// The settings.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
-    /// What was accepted and does nothing, or is worth saying once.
-    pub fn warnings(&self) -> &[Warning] {
-        &self.warnings
+    /// Builds what the settings describe, all but the manager itself.
+    ///
+    /// # Errors
+    /// As [`Components::build`].
+    pub fn build(&self, cx: &BuildContext) -> Result<Components> {
+        Components::build(&self.settings, &self.machine, &self.registry, cx)
     }
 
     /// Where a setting came from, by our name for it.
@@ -217,7 +241,7 @@ impl Settings {
         changed
     }
 
-    /// Checks everything that can be checked without changing anything, as [`Effective::load`] does.
+    /// Checks everything that can be checked without changing anything, as [`Resolved::load`] does.
     ///
     /// # Errors
     /// The first thing that is wrong, with its field.

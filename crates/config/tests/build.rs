@@ -1,0 +1,217 @@
+//! What is built from settings, and the two modes that settings alone make.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kvstrata_config::{
+    AdapterFactory, AdapterSettings, BuildContext, Components, Machine, Registry, Resolved, Settings,
+    Sources, Warning,
+};
+use kvstrata_core::{ChunkHash, ErrorKind, KeyMask, KeyScope, KvRank, Layout, ObjectKey, Result};
+use kvstrata_l2::Adapter;
+use kvstrata_l2_mock::{Mock, MockConfig};
+use kvstrata_manager::{Grant, Layouts, LoadMode, Manager, Options, Reserved, Source, Wait};
+use kvstrata_mem::Allocate;
+
+const CHUNK: usize = 64 << 10;
+
+fn resolved(pairs: &[(&str, &str)]) -> Resolved {
+    let flags = pairs.iter().map(|(n, v)| ((*n).to_owned(), Some((*v).to_owned()))).collect();
+    let sources = Sources { flags, ..Sources::default() };
+    Resolved::load(&sources, &Machine::here(), &Registry::builtin()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn context() -> BuildContext {
+    BuildContext::tokio(tokio::runtime::Handle::current())
+}
+
+fn manager(pairs: &[(&str, &str)]) -> Manager {
+    let cx = context();
+    resolved(pairs).build(&cx).and_then(|c| c.into_manager(&cx)).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn keys(n: u16) -> Vec<ObjectKey> {
+    let scope = KeyScope::new("model", KvRank::single(), 0, "").unwrap();
+    (0..n).map(|i| ObjectKey::new(&scope, ChunkHash::new(&i.to_le_bytes()).unwrap())).collect()
+}
+
+/// Stores every key as fast as L1 lets it in, and waits until nothing is in flight.
+async fn push(manager: &Manager, keys: &[ObjectKey]) {
+    let layouts = Layouts::from(Layout::opaque(CHUNK as u64).unwrap());
+    for (i, key) in keys.iter().enumerate() {
+        let rq = manager.request(Duration::from_secs(20));
+        let one = std::slice::from_ref(key);
+        let mut got =
+            manager.reserve(&rq, one, &KeyMask::all(1), &layouts, Grant::Whole, Wait::UntilDeadline).await;
+        match got.pop() {
+            Some(Reserved::Granted(mut chunk)) => {
+                chunk.buf().write_at(0, &[i as u8; CHUNK]).unwrap();
+                manager.commit(vec![chunk]);
+            }
+            other => panic!("key {i}: {other:?}"),
+        }
+    }
+    manager.flush(Duration::from_secs(20)).await.unwrap();
+}
+
+/// Loads every key, and says where each came from.
+async fn pull(manager: &Manager, keys: &[ObjectKey]) -> Vec<Option<Source>> {
+    let layouts = Layouts::from(Layout::opaque(CHUNK as u64).unwrap());
+    let mut sources = Vec::new();
+    for (i, key) in keys.iter().enumerate() {
+        let rq = manager.request(Duration::from_secs(20));
+        let one: kvstrata_l2::Keys = vec![key.clone()].into();
+        let loaded = manager.load(manager.lookup(&rq, &one).await, &layouts, LoadMode::Prefix).finish().await;
+        if let Some(buf) = loaded.hits.buf(0) {
+            assert_eq!(buf.as_slice().unwrap(), &[i as u8; CHUNK][..], "key {i}");
+        }
+        sources.push(loaded.hits.source(0));
+    }
+    sources
+}
+
+const MOCK: &str = r#"{"type":"mock","max_size_gb":1.0,"mock_bandwidth_gb":20.0}"#;
+
+#[tokio::test]
+async fn the_defaults_are_the_managers_own_and_the_budgets_are_exact() {
+    let built =
+        resolved(&[("l1-size-gb", "0.30517578125"), ("l1-staging-size", "1MiB")]).build(&context()).unwrap();
+    assert_eq!(built.options, Options::default());
+    assert_eq!(built.cache.usage().limit, 5_000 * 65_536);
+    assert_eq!(built.staging.usage().limit, 1 << 20);
+    assert!(built.adapters.is_empty());
+    let whole: usize = built.slab.regions().iter().map(|r| r.len()).sum();
+    assert_eq!(whole, 5_000 * 65_536 + (1 << 20));
+    // 0.03 GiB is no whole number of units; the whole ones below it can be had.
+    let odd = resolved(&[("l1-size-gb", "0.03")]).build(&context()).unwrap();
+    let got: Vec<_> = (0..).map_while(|_| odd.cache.reserve(CHUNK, 4096).ok()).collect();
+    assert_eq!(got.len(), 32_212_254 / CHUNK);
+}
+
+#[tokio::test]
+async fn shared_memory_is_shared() {
+    let name = format!("kvstrata-config-test-{}", std::process::id());
+    let flags = [("shm-name", name.as_str()), ("l1-size", "1MiB"), ("l1-staging-size", "1MiB")];
+    let built = resolved(&flags).build(&context()).unwrap();
+    assert!(built.slab.regions()[0].shared_fd().is_some());
+    let again = resolved(&flags).build(&context()).unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::Busy, "a living owner holds the name: {again}");
+    drop(built);
+    assert!(resolved(&flags).build(&context()).is_ok());
+}
+
+#[tokio::test]
+async fn bad_settings_are_refused_before_anything_is_built() {
+    let mut settings = Settings::default();
+    settings.eviction.policy = "LRU2".into();
+    let e = Components::build(&settings, &Machine::here(), &Registry::builtin(), &context()).unwrap_err();
+    assert!(e.to_string().contains("LRU2"), "{e}");
+    for (adapter, says) in [
+        (r#"{"type":"mock"}"#, "missing field `max_size_gb`"),
+        (r#"{"type":"mock","max_size_gb":0,"mock_bandwidth_gb":1}"#, "max_size_gb"),
+        (r#"{"type":"mock","max_size_gb":1,"mock_bandwidth_gb":-1}"#, "mock_bandwidth_gb"),
+        (r#"{"type":"mock","max_size_gb":"1","mock_bandwidth_gb":1}"#, "expected f64"),
+        (r#"{"type":"mock","max_size_gb":1,"mock_bandwith_gb":1}"#, "nearest is mock_bandwidth_gb"),
+        (r#"{"type":"mok"}"#, "nearest is mock"),
+    ] {
+        let flags = vec![("l2-adapter".to_owned(), Some(adapter.to_owned()))];
+        let sources = Sources { flags, ..Sources::default() };
+        let e = Resolved::load(&sources, &Machine::here(), &Registry::builtin()).unwrap_err();
+        assert!(
+            e.to_string().contains(says) && e.to_string().contains("flag --l2-adapter"),
+            "{adapter}: {e}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cache_mode_answers_from_l1_and_mirrors_to_every_adapter() {
+    let two = format!("[{MOCK},{MOCK}]");
+    let m = manager(&[("l1-size", "8MiB"), ("l2-adapter", &two)]);
+    let names: Vec<String> = m.adapters().into_iter().map(|(_, name)| name).collect();
+    assert_eq!(names, ["mock", "mock-2"]);
+    let keys = keys(64);
+    push(&m, &keys).await;
+    assert!(pull(&m, &keys).await.iter().all(|s| *s == Some(Source::L1)));
+    assert_eq!(m.usage().stats.stored, 128, "each chunk in both");
+}
+
+/// `local_cpu=false` and `use_only_staging_buffer=true`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn staging_only_keeps_nothing_in_l1_and_asks_l2_directly() {
+    let m = manager(&[
+        ("local_cpu", "false"),
+        ("use_only_staging_buffer", "true"),
+        ("max_local_cpu_size", "0.002"),
+        ("l2-adapter", MOCK),
+    ]);
+    let keys = keys(100);
+    push(&m, &keys).await;
+    assert_eq!(m.usage().cache.used, 0);
+    let rq = m.request(Duration::from_secs(5));
+    let lookup = m.lookup(&rq, &keys.clone().into()).await;
+    assert_eq!(lookup.l1().count(), 0);
+    assert_eq!(lookup.l2().count(), 100);
+    drop(lookup);
+    for _ in 0..2 {
+        let sources = pull(&m, &keys).await;
+        assert!(sources.iter().all(|s| matches!(s, Some(Source::L2(_)))), "nothing was written back to L1");
+    }
+    assert_eq!((m.usage().cache.used, m.usage().staging.used, m.usage().pinned), (0, 0, 0));
+}
+
+/// `--eviction-policy noop --l2-store-policy skip_l1` with an L1 that is far smaller than what goes through it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn buffer_only_lets_everything_through_a_tiny_l1() {
+    let flags = [("l1-size", "1MiB"), ("eviction-policy", "noop"), ("l2-store-policy", "skip_l1")];
+    let m = manager(&[&flags[..], &[("l2-adapter", MOCK)]].concat());
+    let keys = keys(200);
+    push(&m, &keys).await;
+    assert_eq!(m.usage().cache.used, 0);
+    assert!(pull(&m, &keys).await.iter().all(|s| matches!(s, Some(Source::L2(_)))));
+    assert_eq!((m.usage().cache.used, m.usage().staging.used), (0, 0));
+
+    let failing = MOCK.replace('}', r#","fail_store":true}"#);
+    let m = manager(&[&flags[..], &[("store-backoff", "1ms"), ("l2-adapter", &failing)]].concat());
+    push(&m, &keys).await;
+    assert_eq!(m.usage().cache.used, 0, "what no adapter takes does not stay for ever");
+    assert_eq!(m.usage().stats.lost, 200);
+    assert!(pull(&m, &keys).await.iter().all(Option::is_none));
+}
+
+/// An adapter type that this crate does not know.
+#[derive(Debug)]
+struct Foreign;
+
+impl AdapterFactory for Foreign {
+    fn names(&self) -> &'static [&'static str] {
+        &["foreign"]
+    }
+    fn keys(&self) -> &'static [&'static str] {
+        &["gb"]
+    }
+    fn paths(&self, _: &AdapterSettings) -> Vec<PathBuf> {
+        Vec::new()
+    }
+    fn check(&self, _: &AdapterSettings) -> Result<Vec<Warning>> {
+        Ok(Vec::new())
+    }
+    fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
+        assert_eq!(settings.keys().keys().collect::<Vec<_>>(), ["gb", "type"], "no nulls, no common keys");
+        let config =
+            MockConfig { name: name.into(), ..MockConfig::new(settings.keys()["gb"].as_f64().unwrap(), 1.0) };
+        Ok(Mock::open(&config, cx.l2.clone())?.adapter())
+    }
+}
+
+#[tokio::test]
+async fn a_type_from_elsewhere_is_taken_like_our_own() {
+    let registry = Registry::builtin().with(Foreign);
+    let adapter = r#"{"type":"foreign","gb":1,"weight":3,"serde":null}"#;
+    let flags = vec![("l2-adapter".to_owned(), Some(adapter.to_owned()))];
+    let sources = Sources { flags, ..Sources::default() };
+    let resolved = Resolved::load(&sources, &Machine::here(), &registry).unwrap();
+    let built = resolved.build(&context()).unwrap();
+    let (name, weight, adapter) = &built.adapters[0];
+    assert_eq!((name.as_str(), *weight, adapter.store.desc().name.as_str()), ("foreign", 3, "foreign"));
+}
