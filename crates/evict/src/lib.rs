@@ -1,4 +1,4 @@
-//! Eviction policies on dense slot numbers.
+//! Eviction policies on dense slot numbers, and rules of admission.
 //!
 //! A policy decides which of the entries it was told about should go first. It never sees a key, a byte of payload, a
 //! lock or a clock: the owner gives every resident entry a small number (its [`Slot`]), tells the policy what happens to
@@ -24,11 +24,19 @@
 //! # Ok::<(), kvstrata_evict::UnknownPolicy>(())
 //! ```
 //!
+//! What should come in at all is asked of an [`Admission`] rule: [`admission_by_name`] makes one, and [`admit_chain`] asks
+//! it for a chain of chunks, so that no chunk is kept without those before it.
+//!
+//! Every policy is O(1) per operation, whatever is pinned: members stand in rings of positions with a bitmap of those that
+//! may go, so a pinned entry keeps its place and is never walked over. Each policy's page states its memory.
+//!
 //! Architecture invariant: no keys, no memory, no clocks, no locks, no async, no I/O; no `unsafe`.
 #![forbid(unsafe_code)]
 
+mod admission;
 mod arc;
 mod bits;
+mod duel;
 mod entry;
 mod fifo;
 mod ghosts;
@@ -49,7 +57,11 @@ mod table;
 mod tenants;
 mod tinylfu;
 
+pub use admission::{
+    ADMISSIONS, Admission, Always, Offer, SecondSighting, TinyLfu, admission_by_name, admit_chain,
+};
 pub use arc::AdaptiveReplacement;
+pub use duel::Duel;
 pub use entry::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot, TenantId};
 pub use fifo::Fifo;
 pub use isolated::IsolatedLru;

@@ -22,15 +22,18 @@ const POLICIES: &[(&str, Make)] = &[
 ];
 
 /// The names [`by_name`] takes, as they are usually written.
-pub const NAMES: [&str; POLICIES.len()] = {
-    let mut names = [""; POLICIES.len()];
+pub const NAMES: [&str; POLICIES.len()] = names(POLICIES);
+
+/// The names of a list.
+pub(crate) const fn names<T, const N: usize>(list: &[(&'static str, T)]) -> [&'static str; N] {
+    let mut names = [""; N];
     let mut at = 0;
-    while at < names.len() {
-        names[at] = POLICIES[at].0;
+    while at < N {
+        names[at] = list[at].0;
         at += 1;
     }
     names
-};
+}
 
 /// An empty policy by its name, in any case and with or without `-` and `_`: `S3-FIFO` is `s3fifo`.
 ///

@@ -43,6 +43,10 @@ impl<X> Queues<X> {
         slots.zip(&self.table.nodes).filter(|(_, node)| node.weight != 0)
     }
 
+    pub(crate) fn get(&self, slot: Slot) -> Option<&Node<X>> {
+        self.table.nodes.get(slot.index()).filter(|node| node.weight != 0)
+    }
+
     /// The weight in a queue.
     pub(crate) fn weight(&self, queue: usize) -> u64 {
         self.weights[queue]
