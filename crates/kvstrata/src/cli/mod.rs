@@ -5,6 +5,7 @@ mod replay;
 mod report;
 mod show;
 mod stack;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -27,6 +28,7 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Replay(replay::ReplayArgs),
+    Trace(trace::TraceArgs),
     /// Settings: where they come from and what they are
     #[command(subcommand)]
     Config(show::ConfigCommand),
@@ -47,6 +49,7 @@ pub(crate) fn main() -> ExitCode {
     let done = runtime.block_on(async {
         match cli.command {
             Command::Replay(args) => replay::run(args).await,
+            Command::Trace(args) => trace::run(&args),
             Command::Config(command) => show::run(command),
         }
     });
