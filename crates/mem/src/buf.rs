@@ -32,8 +32,9 @@ struct Block {
 
 impl Block {
     fn ptr(&self) -> NonNull<u8> {
-        // SAFETY: whoever made the block vouched that the extent lies in the region.
-        unsafe { self.region.base().add(self.extent.offset) }
+        // Address arithmetic: for Rust, an address of a device points at nothing that it could be `add`ed within.
+        // Whoever made the block vouched that the extent lies in the region, so the sum does not saturate.
+        self.region.base().map_addr(|base| base.saturating_add(self.extent.offset))
     }
 
     fn read_at(&self, len: usize, at: usize, to: &mut [u8]) -> Result<()> {
