@@ -54,10 +54,21 @@ impl Fanout {
         Self { root, tops, costs, keep, leaf_bytes: 0.into() }
     }
 
-    /// The most that publishing one object can add to the directories, in blocks of the file system: a first and a second
-    /// level, and the growth of the latter when it becomes a tree (ext4).
-    pub(crate) fn slack(&self, block: u64) -> u64 {
-        if self.costs { 4 * block } else { 0 }
+    /// The most that publishing this object can add to the directories: those that are not there yet, and for a directory
+    /// that may outgrow its first block, the two blocks by which it becomes a tree (ext4).
+    pub(crate) fn slack(&self, fingerprint: &[u8; 32], block: u64) -> u64 {
+        /// Names of 67 bytes of which a 4 KiB block surely holds that many.
+        const FIRST_BLOCK: u32 = 32;
+        if !self.costs {
+            return 0;
+        }
+        let top = self.tops[usize::from(fingerprint[0])].lock();
+        match top.leaves.get(&fingerprint[1]) {
+            _ if top.bytes.is_none() => 2 * block,
+            None => block,
+            Some(leaf) if leaf.objects < FIRST_BLOCK => 0,
+            Some(_) => 2 * block,
+        }
     }
 
     fn bytes_of<D: Disk>(&self, disk: &D, path: &Path) -> io::Result<u64> {

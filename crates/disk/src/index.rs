@@ -100,6 +100,9 @@ pub(crate) struct Index<W> {
     requests: u64,
     uses: u64,
     used: u64,
+    /// What the store itself takes: directories, manifest, snapshot. They are no object's bytes and mostly stay when
+    /// objects go, so they are counted apart; the limit holds for the sum.
+    overhead: u64,
     capacity: Option<u64>,
     pub(crate) evicted: u64,
 }
@@ -125,6 +128,7 @@ impl<W> Index<W> {
             requests: 0,
             uses: 0,
             used: 0,
+            overhead: 0,
             capacity,
             evicted: 0,
         }
@@ -348,6 +352,20 @@ impl<W> Index<W> {
         self.used
     }
 
+    pub(crate) fn overhead(&self) -> u64 {
+        self.overhead
+    }
+
+    /// The bytes above the limit.
+    pub(crate) fn excess(&self) -> u64 {
+        self.capacity.map_or(0, |capacity| (self.used + self.overhead).saturating_sub(capacity))
+    }
+
+    /// Directories were made or removed, or another file of the store's own.
+    pub(crate) fn overhead_grown(&mut self, by: i64) {
+        self.overhead = self.overhead.saturating_add_signed(by);
+    }
+
     pub(crate) fn capacity(&self) -> Option<u64> {
         self.capacity
     }
@@ -358,7 +376,7 @@ impl<W> Index<W> {
             self.used += need;
             return Room::Ready;
         };
-        let free = capacity.saturating_sub(self.used);
+        let free = capacity.saturating_sub(self.used + self.overhead);
         if need <= free {
             self.used += need;
             return Room::Ready;
@@ -373,7 +391,7 @@ impl<W> Index<W> {
             return Room::Purge(purge);
         }
         // What exceeds the capacity already (found at the start) goes too.
-        let short = self.used + need - capacity;
+        let short = self.used + self.overhead + need - capacity;
         match self.evict(short) {
             None => Room::Full,
             Some((victims, freed)) => {
@@ -406,7 +424,7 @@ impl<W> Index<W> {
     /// victims could not be removed.
     pub(crate) fn settle(&mut self, need: u64, added: u64, freed: u64) -> bool {
         self.used = self.used + (need - added) - freed;
-        let stands = self.capacity.is_none_or(|capacity| self.used <= capacity);
+        let stands = self.excess() == 0;
         if !stands {
             self.used -= need;
         }
@@ -436,6 +454,7 @@ impl<W> std::fmt::Debug for Index<W> {
             .field("objects", &self.len())
             .field("held", &self.held.len())
             .field("used", &self.used)
+            .field("overhead", &self.overhead)
             .field("capacity", &self.capacity)
             .finish_non_exhaustive()
     }

@@ -60,7 +60,8 @@ impl<D: Disk> Store<D> {
                 }
                 index.touch(slot, &cx);
                 index.pin(slot);
-                out[at] = Ok(Pin { store: Arc::clone(self), slot: Some(slot), key: key.clone(), found, charge });
+                out[at] =
+                    Ok(Pin { store: Arc::clone(self), slot: Some(slot), key: key.clone(), found, charge });
             }
         }
         out.iter().filter_map(|o| o.as_ref().err()).for_each(|m| self.missed(*m));
@@ -103,7 +104,9 @@ impl<D: Disk> Pin<D> {
             let (direct, no_atime) = (modes.direct_read.on(), modes.no_atime.on());
             match self.store.disk.open(&path, Open { direct, no_atime, ..Open::default() }) {
                 Ok(file) => break Opened { file, direct, no_atime },
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(self.miss(Miss::Absent, "the file is gone")),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    return Err(self.miss(Miss::Absent, "the file is gone"));
+                }
                 Err(e) if modes.direct_read.refused(direct, &e, &path) => {}
                 Err(e) if modes.no_atime.refused(no_atime, &e, &path) => {}
                 Err(e) => return Err(self.failed(e)),
@@ -128,7 +131,11 @@ impl<D: Disk> Pin<D> {
             return Err(self.miss(Miss::Foreign, "another key's object"));
         }
         let says = Found { len: header.len, layout: Some(header.layout), digest: header.digest };
-        if says != self.found { Err(self.miss(Miss::Stale, "another object of the same key")) } else { Ok(()) }
+        if says != self.found {
+            Err(self.miss(Miss::Stale, "another object of the same key"))
+        } else {
+            Ok(())
+        }
     }
 
     /// Whether a read that failed like this is to be tried again after [`Self::open`]ing anew: direct reads were refused.

@@ -210,7 +210,8 @@ impl TryFrom<&NamespaceOnDisk> for Namespace {
 
     fn try_from(n: &NamespaceOnDisk) -> Result<Self> {
         let tensor = |t: &TensorOnDisk| {
-            let dtype = DType::from_name(&t.dtype).ok_or_else(|| corrupt("unknown dtype").with("dtype", &t.dtype))?;
+            let dtype =
+                DType::from_name(&t.dtype).ok_or_else(|| corrupt("unknown dtype").with("dtype", &t.dtype))?;
             Ok(TensorDesc { dtype, shape: t.shape.clone() })
         };
         let tensors = n.layout.iter().map(tensor).collect::<Result<_>>()?;
@@ -259,8 +260,14 @@ mod tests {
         assert_eq!(field("file-per-object", "slab"), "layout");
         assert_eq!(field("blake3-256", "sha256"), "key_hash");
         assert_eq!(field("\"kvstrata\"", "\"other\""), "format");
-        for broken in ["", "{", "[]", "{\"format\":\"kvstrata\",\"version\":1}", &golden.replace("BF16", "BF17")] {
-            assert_eq!(Manifest::decode(broken.as_bytes()).unwrap_err().kind(), ErrorKind::Corrupt, "{broken}");
+        for broken in
+            ["", "{", "[]", "{\"format\":\"kvstrata\",\"version\":1}", &golden.replace("BF16", "BF17")]
+        {
+            assert_eq!(
+                Manifest::decode(broken.as_bytes()).unwrap_err().kind(),
+                ErrorKind::Corrupt,
+                "{broken}"
+            );
         }
     }
 

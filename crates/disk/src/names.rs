@@ -134,7 +134,9 @@ mod tests {
 
     #[test]
     fn other_names_are_not_ours() {
-        for name in ["", ".kv", "ab.kv", &format!("{}.kv", "AB".repeat(32)), &format!("{}.k", "ab".repeat(32))] {
+        for name in
+            ["", ".kv", "ab.kv", &format!("{}.kv", "AB".repeat(32)), &format!("{}.k", "ab".repeat(32))]
+        {
             assert_eq!(parse_object_name(OsStr::new(name)), None, "{name}");
         }
         for name in ["", "a", "abc", "0C", "g0", "tm"] {

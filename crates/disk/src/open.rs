@@ -88,8 +88,10 @@ impl<D: Disk> Store<D> {
         let costs = disk.metadata(&tmp).map_err(|e| root_io(e, &tmp))?.allocated > 0;
         let keep = settings.capacity.map_or(u64::MAX, |c| c / 64);
         let mut index = Index::new(settings.policy, settings.capacity);
-        for fixed in [&settings.root, &tmp, &quarantine, &settings.root.join(LOCK), &settings.root.join(MANIFEST)] {
-            index.charge(disk.metadata(fixed).map_err(|e| root_io(e, fixed))?.allocated);
+        for fixed in
+            [&settings.root, &tmp, &quarantine, &settings.root.join(LOCK), &settings.root.join(MANIFEST)]
+        {
+            index.overhead_grown(disk.metadata(fixed).map_err(|e| root_io(e, fixed))?.allocated as i64);
         }
         let store = Arc::new(Self {
             fanout: Fanout::new(settings.root.clone(), costs, keep),
@@ -137,7 +139,11 @@ fn check_tmp(settings: &Settings) -> Result<PathBuf> {
     }
     let first = tmp.components().next().map(|c| c.as_os_str().to_owned()).unwrap_or_default();
     if parse_fan(&first).is_some() || first == QUARANTINE {
-        return Err(invalid("relative_tmp_dir", tmp.display(), "the name is one that the store uses for objects"));
+        return Err(invalid(
+            "relative_tmp_dir",
+            tmp.display(),
+            "the name is one that the store uses for objects",
+        ));
     }
     Ok(settings.root.join(tmp))
 }
@@ -216,14 +222,18 @@ fn lock<D: Disk>(disk: &D, root: &Path, made: &mut Made<'_, D>) -> Result<D::Fil
     let failed = |e| Error::io(OP, e).with("base_path", root.display());
     let existing = Open { write: true, ..Open::default() };
     let file = match disk.open(&path, existing) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => match disk.open(&path, Open { create_new: true, ..existing }) {
-            Ok(file) => {
-                made.paths.push((path.clone(), FileKind::File));
-                file
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            match disk.open(&path, Open { create_new: true, ..existing }) {
+                Ok(file) => {
+                    made.paths.push((path.clone(), FileKind::File));
+                    file
+                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    disk.open(&path, existing).map_err(failed)?
+                }
+                Err(e) => return Err(failed(e)),
             }
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => disk.open(&path, existing).map_err(failed)?,
-            Err(e) => return Err(failed(e)),
-        },
+        }
         opened => opened.map_err(failed)?,
     };
     disk.try_lock(&file).map_err(|e| {
@@ -241,7 +251,9 @@ fn lock<D: Disk>(disk: &D, root: &Path, made: &mut Made<'_, D>) -> Result<D::Fil
 fn probe<D: Disk>(disk: &D, modes: &Modes, temp: &Path, settings: &Settings, new: bool) -> Result<()> {
     let tried = match modes.probe(disk, temp) {
         // A store that is full can still be read, and evicting makes room.
-        Err(e) if !new && matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => None,
+        Err(e) if !new && matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            None
+        }
         tried => Some(tried),
     };
     let to = settings.root.join(temp.file_name().expect("a name"));

@@ -8,17 +8,19 @@ use std::sync::atomic::Ordering;
 use kvstrata_core::{Error, ErrorKind, Result};
 use kvstrata_evict::Removal;
 use kvstrata_io::{Disk, Open};
-use kvstrata_l2::{Found, Miss, Stored};
+use kvstrata_l2::Stored;
 
 use crate::fanout::Publish;
 use crate::index::{Object, Place};
 use crate::names::{fan, leaf_path, object_path};
+use crate::recover::{Looked, look_at};
 use crate::settings::count;
-use crate::store::{Hold, NewObject, Store, access, read_header};
+use crate::store::{Hold, NewObject, Store, access};
 use crate::{Durability, Header};
 
 /// How a store begins.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "most are claims, and they move on at once")]
 pub enum Begin<D: Disk> {
     /// The same object is there.
     Present,
@@ -143,7 +145,9 @@ impl<D: Disk> Hold<D> {
         let check = store.check(&mut index, object, &access(request, 0, 1));
         drop(index);
         match check {
-            Check::Write { old, slot } => Begin::Claimed(Claim::new(self, object.clone(), namespace, old, slot)),
+            Check::Write { old, slot } => {
+                Begin::Claimed(Claim::new(self, object.clone(), namespace, old, slot))
+            }
             Check::Present => {
                 count(&store.counts.present);
                 Begin::Present
@@ -172,7 +176,7 @@ impl<D: Disk> Claim<D> {
     /// `NoSpace` if everything is in use or the object can never fit.
     pub fn reserve(&mut self) -> Result<()> {
         let store = Arc::clone(self.store());
-        let need = self.charge + store.fanout.slack(store.block);
+        let need = self.charge + store.fanout.slack(self.object.key.fingerprint256(), store.block);
         store.make_room(need)?;
         self.reserved = need;
         Ok(())
@@ -346,30 +350,17 @@ impl<D: Disk> Claim<D> {
     /// Looks at a file that is in the way and that this store does not know of.
     fn look(&self, store: &Store<D>, fingerprint: &[u8; 32]) -> io::Result<Existing> {
         let path = object_path(&store.root, fingerprint);
-        let look = || -> io::Result<Result<(Header, u64), (Miss, &'static str)>> {
-            let file = store.disk.open(&path, Open::default())?;
-            let len = store.disk.file_metadata(&file)?.len;
-            Ok(match read_header(&*store.disk, &file) {
-                Ok(Ok(header)) if header.key != self.object.key => Err((Miss::Foreign, "another key's object")),
-                Ok(Ok(header)) if !header.fits(len) => Err((Miss::Truncated, "not as long as its header says")),
-                Ok(Ok(header)) => Ok((header, len)),
-                Ok(Err(_)) => Err((Miss::Header, "the header does not decode")),
-                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Err((Miss::Truncated, "shorter than a header")),
-                Err(e) => return Err(e),
-            })
-        };
-        match look() {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Existing::Gone),
-            Err(e) => Err(e),
-            Ok(Ok((header, _))) => {
-                let says = Found { len: header.len, layout: Some(header.layout), digest: header.digest };
+        match look_at(&*store.disk, &path, fingerprint)? {
+            Looked::Gone => Ok(Existing::Gone),
+            Looked::Good(object, _) => {
                 // Without a digest nothing says that its payload is whole; what was just written is known to be.
-                let same = says == self.object.found() && says.digest.is_some();
-                Ok(if same { Existing::Same(header.generation) } else { Existing::Other })
+                let same = object.found == self.object.found() && object.found.digest.is_some();
+                Ok(if same { Existing::Same(object.generation) } else { Existing::Other })
             }
-            Ok(Err((why, what))) => {
+            Looked::Unknown => Err(io::Error::from(io::ErrorKind::AlreadyExists)),
+            Looked::Bad(why, what, len) => {
                 // Its bytes were never counted; in quarantine they are.
-                let charge = store.charge(store.disk.metadata(&path).map_or(0, |m| m.len));
+                let charge = len.next_multiple_of(store.block);
                 store.index.lock().charge(charge);
                 store.condemn(fingerprint, charge, why, what);
                 Ok(Existing::Gone)

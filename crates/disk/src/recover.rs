@@ -12,9 +12,7 @@ use kvstrata_l2::{Found, Miss};
 
 use crate::fanout::Leaf;
 use crate::index::{Object, Place};
-use crate::names::{
-    QUARANTINE, SNAPSHOT, fan, is_temp_name, leaf_path, parse_fan, parse_object_name,
-};
+use crate::names::{QUARANTINE, SNAPSHOT, fan, is_temp_name, leaf_path, parse_fan, parse_object_name};
 use crate::settings::count;
 use crate::snapshot::{FileTime, Snapshot};
 use crate::store::{Store, read_header};
@@ -84,7 +82,7 @@ impl<D: Disk> Store<D> {
             let Some(t) = parse_fan(&top.name).filter(|_| top.kind == FileKind::Dir) else { continue };
             let path = self.root.join(fan(t));
             let bytes = self.disk.metadata(&path).map_err(failed)?.allocated;
-            self.index.lock().charge(self.fanout.found_top(t, bytes));
+            self.grown(self.fanout.found_top(t, bytes) as i64);
             for leaf in self.disk.list(&path).map_err(failed)? {
                 let Some(l) = parse_fan(&leaf.name).filter(|_| leaf.kind == FileKind::Dir) else {
                     count(&self.counts.strangers);
@@ -103,7 +101,7 @@ impl<D: Disk> Store<D> {
                     self.scan_leaf(t, l, &mut scanned).map_err(failed)?
                 };
                 let found = Leaf { objects: objects as u32, bytes: meta.allocated };
-                self.index.lock().charge(self.fanout.found_leaf(t, l, found));
+                self.grown(self.fanout.found_leaf(t, l, found) as i64);
             }
         }
         self.counts.recovered_snapshot.store(unchanged.len() as u64, Ordering::Relaxed);
@@ -181,7 +179,7 @@ impl<D: Disk> Store<D> {
     fn trim(self: &Arc<Self>) {
         let (victims, over) = {
             let mut index = self.index.lock();
-            let over = index.capacity().map_or(0, |c| index.used().saturating_sub(c));
+            let over = index.excess();
             if over == 0 {
                 return;
             }
@@ -205,7 +203,7 @@ impl<D: Disk> Store<D> {
             };
             let meta = self.disk.file_metadata(&file).map_err(io)?;
             *self.snapshot_bytes.lock() = meta.allocated;
-            self.index.lock().charge(meta.allocated);
+            self.grown(meta.allocated as i64);
             let mut bytes = vec![0; meta.len as usize];
             self.disk.read_exact_at(&file, 0, &mut bytes).map_err(io)?;
             Snapshot::decode(&bytes, self.manifest.lock().store_id, |len| self.charge(len)).map(Some)
@@ -256,8 +254,10 @@ impl<D: Disk> Store<D> {
         let mut reserved = 0;
         let write = |reserved: &mut u64| -> Result<u64> {
             let io = |e| Error::io("write index snapshot", e).with("path", temp.display());
-            let file =
-                self.disk.open(&temp, Open { write: true, create_new: true, ..Open::default() }).map_err(io)?;
+            let file = self
+                .disk
+                .open(&temp, Open { write: true, create_new: true, ..Open::default() })
+                .map_err(io)?;
             let begun = self.disk.file_metadata(&file).map_err(io)?.modified.into();
             let bytes = self.take_snapshot(begun).map_err(io)?.encode();
             let need = (bytes.len() as u64).next_multiple_of(self.block);
@@ -272,7 +272,10 @@ impl<D: Disk> Store<D> {
         };
         match write(&mut reserved) {
             Ok(bytes) => {
-                self.index.lock().free(std::mem::replace(&mut old_bytes, bytes));
+                let mut index = self.index.lock();
+                index.free(bytes);
+                index.overhead_grown(bytes as i64 - std::mem::replace(&mut *old_bytes, bytes) as i64);
+                drop(index);
                 self.changes.fetch_sub(changes, Ordering::Relaxed);
                 Ok(())
             }

@@ -79,7 +79,10 @@ impl Snapshot {
             let scope = object.key.scope();
             numbers.push(*scopes.entry(Arc::as_ptr(scope)).or_insert_with(|| {
                 let mut text = Vec::new();
-                encode::encode_key(&ObjectKey::new(scope, ChunkHash::new(&[0]).expect("one byte")), &mut text);
+                encode::encode_key(
+                    &ObjectKey::new(scope, ChunkHash::new(&[0]).expect("one byte")),
+                    &mut text,
+                );
                 scope_texts.push(text);
                 scope_texts.len() as u32 - 1
             }));
@@ -133,7 +136,8 @@ impl Snapshot {
         if u128::from_le_bytes(r.array()?) != store_id {
             return Err(bad("of another store"));
         }
-        let begun = FileTime { seconds: i64::from_le_bytes(r.array()?), nanos: u32::from_le_bytes(r.array()?) };
+        let begun =
+            FileTime { seconds: i64::from_le_bytes(r.array()?), nanos: u32::from_le_bytes(r.array()?) };
         let scopes = u32::from_le_bytes(r.array()?);
         let dirs = u32::from_le_bytes(r.array()?) as usize;
         let objects = usize::try_from(u64::from_le_bytes(r.array()?)).map_err(|_| bad("too many objects"))?;
@@ -141,7 +145,8 @@ impl Snapshot {
         let mut known = Vec::new();
         for _ in 0..scopes {
             let n = u32::from_le_bytes(r.array()?) as usize;
-            let key = encode::decode_key(r.take(n)?).map_err(|e| bad("a scope does not decode").caused_by(e))?;
+            let key =
+                encode::decode_key(r.take(n)?).map_err(|e| bad("a scope does not decode").caused_by(e))?;
             known.push(Arc::clone(key.scope()));
         }
         let mut out = Self { store_id, begun, ..Self::default() };
@@ -181,7 +186,12 @@ fn record(object: &Object, scope: u32, out: &mut Vec<u8>) {
     out.resize(start + RECORD, 0);
 }
 
-fn object(bytes: &[u8], scopes: &[Arc<KeyScope>], charge: &impl Fn(u64) -> u64, used_at: u64) -> Result<Object> {
+fn object(
+    bytes: &[u8],
+    scopes: &[Arc<KeyScope>],
+    charge: &impl Fn(u64) -> u64,
+    used_at: u64,
+) -> Result<Object> {
     let mut r = Reader(bytes);
     let scope = u32::from_le_bytes(r.array()?);
     let [hash_len, digest] = r.array()?;
@@ -192,7 +202,8 @@ fn object(bytes: &[u8], scopes: &[Arc<KeyScope>], charge: &impl Fn(u64) -> u64, 
     let value = u64::from_le_bytes(r.array()?);
     let at = u64::from_le_bytes(r.array()?);
     let scope = scopes.get(scope as usize).ok_or_else(|| bad("an unknown scope"))?;
-    let hash = ChunkHash::new(r.take(hash_len.into())?).map_err(|e| bad("a hash breaks its rule").caused_by(e))?;
+    let hash =
+        ChunkHash::new(r.take(hash_len.into())?).map_err(|e| bad("a hash breaks its rule").caused_by(e))?;
     let digest = match digest {
         0 => None,
         1 => Some(Digest::from_u64(value)),
@@ -234,11 +245,14 @@ mod tests {
     fn snapshot(n: u8) -> Snapshot {
         let scopes = ["a", "b"].map(|m| KeyScope::new(m, KvRank::single(), 0, "salt").unwrap());
         let object = |i: u8| Object {
-            key: ObjectKey::new(&scopes[usize::from(i % 2)], ChunkHash::new(&vec![i; 1 + usize::from(i % 64)]).unwrap()),
+            key: ObjectKey::new(
+                &scopes[usize::from(i % 2)],
+                ChunkHash::new(&vec![i; 1 + usize::from(i % 64)]).unwrap(),
+            ),
             found: Found {
                 len: 4096 * (1 + u64::from(i)),
                 layout: Some(Layout::opaque(5).unwrap().id()),
-                digest: (i % 3 > 0).then(|| Digest::from_u64(i.into())),
+                digest: (!i.is_multiple_of(3)).then(|| Digest::from_u64(i.into())),
             },
             place: Place { path: i.into(), at: 7 },
             generation: i.into(),

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use kvstrata_core::{Digest, Error, ErrorKind, LayoutId, Namespace, ObjectKey, Result};
 use kvstrata_evict::{Access, Removal};
 use kvstrata_io::{Disk, IoEngine};
-use kvstrata_l2::{Found, Miss, StoreUsage};
+use kvstrata_l2::{Found, ListPage, Miss, StoreUsage};
 use parking_lot::Mutex;
 
 use crate::fanout::{Fanout, Grown};
@@ -93,6 +93,12 @@ impl<D: Disk> Store<D> {
         self.modes.no_atime.on()
     }
 
+    /// What the store itself takes on the device, in bytes: directories, manifest, index snapshot. It counts towards the
+    /// limit, and is not in [`Self::usage`], which is about objects.
+    pub fn overhead_bytes(&self) -> u64 {
+        self.index.lock().overhead()
+    }
+
     /// How full it is.
     pub fn usage(&self) -> StoreUsage {
         let index = self.index.lock();
@@ -147,14 +153,19 @@ impl<D: Disk> Store<D> {
     /// A page of what is there. The cursor is opaque.
     ///
     /// # Errors
-    /// `Invalid` for a cursor that is none of ours.
-    pub fn list(&self, cursor: Option<&str>, limit: usize) -> Result<(Vec<(ObjectKey, Found)>, Option<String>)> {
+    /// `Invalid` for a cursor that is none of ours, and for a page of no entries.
+    pub fn list(&self, cursor: Option<&str>, limit: usize) -> Result<ListPage> {
         let from = cursor.map_or(Ok(0), str::parse).map_err(|_| {
-            Error::invalid("list store", "the cursor is not one that a listing gave").with("cursor", cursor.unwrap_or(""))
+            Error::invalid("list store", "the cursor is not one that a listing gave")
+                .with("cursor", cursor.unwrap_or(""))
         })?;
+        if limit == 0 {
+            return Err(Error::invalid("list store", "a page has at least one entry").with("limit", limit));
+        }
         let index = self.index.lock();
-        let (objects, next) = index.page(from, limit.max(1));
-        Ok((objects.into_iter().map(|o| (o.key.clone(), o.found)).collect(), next.map(|n| n.to_string())))
+        let (objects, next) = index.page(from, limit);
+        let entries = objects.into_iter().map(|o| (o.key.clone(), o.found)).collect();
+        Ok(ListPage { entries, next: next.map(|n| n.to_string()) })
     }
 
     pub(crate) fn temp_path(&self) -> PathBuf {
@@ -193,6 +204,7 @@ impl<D: Disk> Store<D> {
         Err(Error::new(ErrorKind::NoSpace, "store object", "the store is full and nothing can be evicted")
             .with("bytes", need)
             .with("used", usage.used)
+            .with("overhead", self.overhead_bytes())
             .with("capacity", usage.capacity.unwrap_or(u64::MAX)))
     }
 
@@ -232,10 +244,8 @@ impl<D: Disk> Store<D> {
     }
 
     pub(crate) fn grown(&self, by: Grown) {
-        match u64::try_from(by) {
-            Ok(0) => {}
-            Ok(more) => self.index.lock().charge(more),
-            Err(_) => self.index.lock().free(by.unsigned_abs()),
+        if by != 0 {
+            self.index.lock().overhead_grown(by);
         }
     }
 

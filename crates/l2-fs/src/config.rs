@@ -188,9 +188,12 @@ impl FsConfig {
             (Some(ours), Some(theirs)) => {
                 let (ours, theirs) = (make(ours)?, make(theirs)?);
                 if ours.name() != theirs.name() {
-                    return Err(Error::invalid(OP, "two keys ask for different policies; leave one of them away")
-                        .with("eviction_policy", ours.name())
-                        .with("eviction.eviction_policy", theirs.name()));
+                    return Err(Error::invalid(
+                        OP,
+                        "two keys ask for different policies; leave one of them away",
+                    )
+                    .with("eviction_policy", ours.name())
+                    .with("eviction.eviction_policy", theirs.name()));
                 }
                 Ok(ours)
             }
@@ -253,7 +256,10 @@ mod tests {
         let least = read(r#"{"base_path": "/d"}"#).unwrap();
         assert_eq!(least, FsConfig::new("/d"));
         assert_eq!(least.capacity().unwrap(), None);
-        assert_eq!(read(r#"{"base_path": "/d", "use_odirect": "require"}"#).unwrap().use_odirect, Switch(Wanted::Require));
+        assert_eq!(
+            read(r#"{"base_path": "/d", "use_odirect": "require"}"#).unwrap().use_odirect,
+            Switch(Wanted::Require)
+        );
     }
 
     #[test]
@@ -268,7 +274,10 @@ mod tests {
             (r#"{"base_path": "/d", "max_capacity_gb": 1e-9}"#, "max_capacity_gb"),
             (r#"{"base_path": "/d", "max_capacity_gb": 1e30}"#, "max_capacity_gb"),
             (r#"{"base_path": "/d", "eviction_policy": "LRUU"}"#, "eviction_policy"),
-            (r#"{"base_path": "/d", "eviction_policy": "LRU", "eviction": {"eviction_policy": "FIFO"}}"#, "eviction_policy"),
+            (
+                r#"{"base_path": "/d", "eviction_policy": "LRU", "eviction": {"eviction_policy": "FIFO"}}"#,
+                "eviction_policy",
+            ),
             (r#"{"base_path": "/d", "sync": "sometimes"}"#, "sometimes"),
             (r#"{"base_path": "/d", "use_odirect": "maybe"}"#, "require"),
             (r#"{"base_path": "/d", "name": ""}"#, "name"),

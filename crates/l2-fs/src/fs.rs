@@ -8,8 +8,8 @@ use kvstrata_core::{Error, ErrorKind, Instant, Namespace, Result};
 use kvstrata_disk::{NewObject, Settings, Store, StoreStats, Writer};
 use kvstrata_io::{Disk, IoEngine, OsDisk, OsOptions};
 use kvstrata_l2::{
-    Adapter, Answer, Context, Driver, Fail, Found, Get, GetSink, Keys, L2Desc, L2List, L2Remove, L2Store, L2Usage,
-    ListPage, MemoryKinds, Miss, Probe, Put, PutSink, Sink, StoreUsage, closed, timed_out, until,
+    Adapter, Answer, Context, Driver, Fail, Found, Get, GetSink, Keys, L2Desc, L2List, L2Remove, L2Store,
+    L2Usage, ListPage, MemoryKinds, Miss, Probe, Put, PutSink, Sink, StoreUsage, closed, timed_out, until,
 };
 use parking_lot::Mutex;
 
@@ -51,9 +51,15 @@ struct Inner<D: Disk> {
 ///
 /// # Errors
 /// As [`FsStore::open`].
-pub fn open_os(config: &FsConfig, l2: Context, writer: Writer, namespaces: Vec<Namespace>) -> Result<FsStore<OsDisk>> {
+pub fn open_os(
+    config: &FsConfig,
+    l2: Context,
+    writer: Writer,
+    namespaces: Vec<Namespace>,
+) -> Result<FsStore<OsDisk>> {
     config.validate()?;
-    let options = OsOptions { threads: config.num_workers, thread_name: "kvs-fs".into(), ..OsOptions::default() };
+    let options =
+        OsOptions { threads: config.num_workers, thread_name: "kvs-fs".into(), ..OsOptions::default() };
     let disk = OsDisk::new(options).map_err(|e| Error::io("start disk threads", e))?;
     FsStore::open(config, FsContext { disk: Arc::new(disk), l2, writer, namespaces })
 }
@@ -125,7 +131,13 @@ impl<D: Disk> FsStore<D> {
     }
 
     /// Watches the deadline of a request whose jobs are on their way, and waits for its answers.
-    async fn watch<T: Fail>(&self, operation: &'static str, deadline: Instant, done: Sink<T>, idle: crate::latch::Idle) {
+    async fn watch<T: Fail>(
+        &self,
+        operation: &'static str,
+        deadline: Instant,
+        done: Sink<T>,
+        idle: crate::latch::Idle,
+    ) {
         self.0.driver.run(operation, deadline, done, idle).await;
     }
 
@@ -143,7 +155,12 @@ impl<D: Disk> FsStore<D> {
                 done.answer(position, Err(not_host("store object")));
                 continue;
             }
-            objects.push(NewObject { key: item.key, layout: item.layout.id(), len: bytes, digest: item.digest });
+            objects.push(NewObject {
+                key: item.key,
+                layout: item.layout.id(),
+                len: bytes,
+                digest: item.digest,
+            });
             bufs.push((position, item.buf));
         }
         let begun = self.0.store.begin(&objects);
@@ -290,8 +307,7 @@ impl<D: Disk> L2List for FsStore<D> {
         if self.0.driver.is_closed() {
             return Err(closed("list objects"));
         }
-        let (entries, next) = self.0.store.list(cursor, limit)?;
-        Ok(ListPage { entries, next })
+        self.0.store.list(cursor, limit)
     }
 }
 
