@@ -1,1 +1,67 @@
+//! A directory as a store of chunks: the on-disk format, the index and its recovery, and the limit on bytes.
+//!
+//! Every object is a file of its own: a 4 KiB [`Header`] that says whose payload follows, what it is, and its digest; then
+//! the payload at [`HEADER_BYTES`]. Files are written under a name that nobody else has and published by a rename that
+//! does not replace, so an object is there whole or not at all. The index in memory answers lookups; it is rebuilt at the
+//! start from a snapshot and from the headers of what changed since, without reading payloads. Bytes are set aside before
+//! they are written, and objects are evicted when bytes are needed.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use kvstrata_core::{ChunkHash, KeyScope, KvRank, Layout, ObjectKey};
+//! use kvstrata_disk::{Begin, Durability, HEADER_BYTES, NewObject, Settings, Store, Wanted, Writer};
+//! use kvstrata_io::{Disk, OsDisk, OsOptions};
+//!
+//! let dir = tempfile::tempdir()?;
+//! let disk = Arc::new(OsDisk::new(OsOptions::default())?);
+//! let store = Store::open(Arc::clone(&disk), Settings {
+//!     root: dir.path().join("kv"),
+//!     tmp: None,
+//!     capacity: Some(1 << 20),
+//!     policy: kvstrata_evict::by_name("LRU")?,
+//!     durability: Durability::None,
+//!     direct: Wanted::Off,
+//!     no_atime: Wanted::Try,
+//!     writer: Writer { pid: std::process::id(), id: 1 },
+//!     namespaces: vec![],
+//! })?;
+//!
+//! let scope = KeyScope::new("m", KvRank::single(), 0, "")?;
+//! let key = ObjectKey::new(&scope, ChunkHash::from([7; 32]));
+//! let layout = Layout::opaque(5)?.id();
+//! let object = NewObject { key: key.clone(), layout, len: 5, digest: None };
+//! let Some(Begin::Claimed(mut claim)) = store.begin(&[object]).pop() else { panic!("it is new") };
+//! claim.reserve()?;
+//! let created = claim.create()?;
+//! disk.write_all_at(&created.file, HEADER_BYTES, b"bytes")?;
+//! assert!(store.probe(&[key.clone()])[0].is_none(), "not published yet");
+//! claim.publish(created)?;
+//! assert_eq!(store.probe(&[key])[0].unwrap().len, 5);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Architecture invariant: this crate does not know how payload bytes move. Adapters move them, between the steps that a
+//! [`Pin`] and a [`Claim`] give them. No clock, no randomness, no threads of its own.
+#![forbid(unsafe_code)]
 
+mod fanout;
+mod header;
+mod index;
+mod load;
+mod manifest;
+mod modes;
+pub mod names;
+mod open;
+mod put;
+mod recover;
+mod settings;
+mod snapshot;
+mod store;
+
+pub use header::{Block, FORMAT_VERSION, Fault, HEADER_BYTES, Header};
+pub use index::Place;
+pub use load::{Fault as LoadFault, Opened, Pin};
+pub use manifest::Manifest;
+pub use put::{Begin, Claim, Created};
+pub use settings::{Durability, Settings, StoreStats, Wanted, Writer};
+pub use store::{Hold, NewObject, Store};

@@ -1,0 +1,215 @@
+//! Loads: the steps around the moving of bytes.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kvstrata_core::{Error, LayoutId, ObjectKey};
+use kvstrata_evict::Removal;
+use kvstrata_io::{Disk, Open};
+use kvstrata_l2::{Found, Miss};
+
+use crate::names::object_path;
+use crate::settings::count;
+use crate::store::{Hold, Store, access, read_header};
+
+/// Why a load did not give its bytes.
+#[derive(Debug)]
+pub enum Fault {
+    /// The object is not there, or is bad.
+    Miss(Miss),
+    /// The device failed.
+    Failed(Error),
+}
+
+/// An object that is being loaded: it is not evicted, and its slot is not reused, until this is dropped.
+#[derive(Debug)]
+pub struct Pin<D: Disk> {
+    store: Arc<Store<D>>,
+    slot: Option<u32>,
+    key: ObjectKey,
+    found: Found,
+    charge: u64,
+}
+
+/// An object opened for a load.
+#[derive(Debug)]
+pub struct Opened<D: Disk> {
+    /// The file; the payload starts at [`crate::HEADER_BYTES`].
+    pub file: D::File,
+    /// Whether it bypasses the page cache: then the transfer is a multiple of 4096 bytes long.
+    pub direct: bool,
+    no_atime: bool,
+}
+
+impl<D: Disk> Store<D> {
+    /// Finds objects and pins them, in one short critical section. The answers are in the order of the keys.
+    pub fn pin(self: &Arc<Self>, wanted: &[(ObjectKey, LayoutId)]) -> Vec<Result<Pin<D>, Miss>> {
+        let mut out: Vec<_> = wanted.iter().map(|_| Err(Miss::Absent)).collect();
+        {
+            let mut index = self.index.lock();
+            let request = index.request();
+            // Tail first: within a request the last chunk is the first to go.
+            for (at, (key, layout)) in wanted.iter().enumerate().rev() {
+                let cx = access(request, at, wanted.len());
+                let Some((slot, object)) = index.find(key) else { continue };
+                let (found, charge) = (object.found, object.charge);
+                if found.layout.is_some_and(|stored| stored != *layout) {
+                    out[at] = Err(Miss::Layout);
+                    continue;
+                }
+                index.touch(slot, &cx);
+                index.pin(slot);
+                out[at] =
+                    Ok(Pin { store: Arc::clone(self), slot: Some(slot), key: key.clone(), found, charge });
+            }
+        }
+        out.iter().filter_map(|o| o.as_ref().err()).for_each(|m| self.missed(*m));
+        out
+    }
+
+    fn missed(&self, miss: Miss) {
+        let c = &self.counts;
+        count(match miss {
+            Miss::Truncated => &c.miss_truncated,
+            Miss::Header | Miss::Digest => &c.miss_header,
+            Miss::Foreign => &c.miss_foreign,
+            Miss::Layout => &c.miss_layout,
+            Miss::Stale => &c.miss_stale,
+            _ => &c.miss_absent,
+        });
+    }
+}
+
+impl<D: Disk> Pin<D> {
+    /// What the index says of the object.
+    pub fn found(&self) -> &Found {
+        &self.found
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> PathBuf {
+        object_path(&self.store.root, self.key.fingerprint256())
+    }
+
+    /// Opens the object. Its header is not read: the index has it, and the digest tells if the file is another's. Only
+    /// objects that were stored without a digest have their header checked, since nothing else would.
+    ///
+    /// # Errors
+    /// [`Fault`]; misses are counted.
+    pub fn open(&mut self) -> Result<Opened<D>, Fault> {
+        let modes = &self.store.modes;
+        let path = self.path();
+        let opened = loop {
+            let (direct, no_atime) = (modes.direct_read.on(), modes.no_atime.on());
+            match self.store.disk.open(&path, Open { direct, no_atime, ..Open::default() }) {
+                Ok(file) => break Opened { file, direct, no_atime },
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    return Err(self.miss(Miss::Absent, "the file is gone"));
+                }
+                Err(e) if modes.direct_read.refused(direct, &e, &path) => {}
+                Err(e) if modes.no_atime.refused(no_atime, &e, &path) => {}
+                Err(e) => return Err(self.failed(e)),
+            }
+        };
+        if self.found.digest.is_none() {
+            self.check_header(&opened)?;
+        }
+        Ok(opened)
+    }
+
+    fn check_header(&mut self, opened: &Opened<D>) -> Result<(), Fault> {
+        let header = match read_header(&*self.store.disk, &opened.file) {
+            Ok(Ok(header)) => header,
+            Ok(Err(fault)) => return Err(self.miss(Miss::Header, &fault.to_string())),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(self.miss(Miss::Truncated, "shorter than a header"));
+            }
+            Err(e) => return Err(self.failed(e)),
+        };
+        if header.key != self.key {
+            return Err(self.miss(Miss::Foreign, "another key's object"));
+        }
+        let says = Found { len: header.len, layout: Some(header.layout), digest: header.digest };
+        if says != self.found {
+            Err(self.miss(Miss::Stale, "another object of the same key"))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether a read that failed like this is to be tried again after [`Self::open`]ing anew: direct reads were refused.
+    pub fn retry(&self, opened: &Opened<D>, e: &io::Error) -> bool {
+        self.store.modes.direct_read.refused(opened.direct, e, &self.path())
+    }
+
+    /// The bytes to ask for: the payload, up to its last block for direct reads.
+    pub fn transfer(&self, opened: &Opened<D>) -> u64 {
+        if opened.direct { self.found.len.next_multiple_of(4096) } else { self.found.len }
+    }
+
+    /// The read failed.
+    pub fn failed(&mut self, e: io::Error) -> Fault {
+        count(&self.store.counts.load_failed);
+        Fault::Failed(Error::io("load object", e).with("path", self.path().display()))
+    }
+
+    /// The read ended with `got` bytes: whether they are the object's.
+    ///
+    /// # Errors
+    /// The reason of the miss, which is counted: `Truncated` if there were too few, `Stale` if the object went or was
+    /// replaced meanwhile.
+    pub fn finish(mut self, got: u64) -> Result<Found, Fault> {
+        if got < self.found.len {
+            return Err(self.miss(Miss::Truncated, "shorter than its header says"));
+        }
+        let slot = self.slot.take().expect("a pin ends once");
+        if !self.store.index.lock().unpin(slot) {
+            self.store.missed(Miss::Stale);
+            return Err(Fault::Miss(Miss::Stale));
+        }
+        count(&self.store.counts.loaded);
+        Ok(self.found)
+    }
+
+    /// Ends the pin with a miss. What turned out bad is taken out of the way, so that the next store heals it.
+    fn miss(&mut self, miss: Miss, what: &str) -> Fault {
+        let slot = self.slot.take().expect("a pin ends once");
+        let print = self.key.fingerprint();
+        let mut held = false;
+        let mut miss = miss;
+        {
+            let mut index = self.store.index.lock();
+            if !index.unpin(slot) {
+                // It was replaced or removed; what was seen says nothing about what is there now.
+                miss = Miss::Stale;
+            } else if index.hold(print) {
+                index.detach(slot, Removal::Deleted);
+                held = true;
+            }
+            // Else somebody writes or removes this key just now and will find it bad, or the next load does.
+        }
+        if held {
+            let hold = Hold::new(&self.store, &self.key);
+            self.store.condemn(self.key.fingerprint256(), self.charge, miss, what);
+            drop(hold);
+        }
+        self.store.missed(miss);
+        Fault::Miss(miss)
+    }
+}
+
+impl<D: Disk> Opened<D> {
+    /// Whether access times are left alone.
+    pub fn no_atime(&self) -> bool {
+        self.no_atime
+    }
+}
+
+impl<D: Disk> Drop for Pin<D> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            self.store.index.lock().unpin(slot);
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Opening and closing a store.
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use kvstrata_core::{Error, ErrorKind, Result, Retry};
+use kvstrata_io::{DirEntry, Disk, FileKind, Open};
+use parking_lot::Mutex;
+
+use crate::fanout::Fanout;
+use crate::index::Index;
+use crate::modes::Modes;
+use crate::names::{LOCK, MANIFEST, QUARANTINE, TMP, is_lmcache_fs_name, parse_fan, temp_name};
+use crate::settings::Counts;
+use crate::store::Store;
+use crate::{Manifest, Settings};
+
+const OP: &str = "open store";
+/// What a store needs before it holds anything: its manifest, its directories, one object.
+const LEAST: u64 = 64 << 10;
+
+fn invalid(field: &'static str, value: impl std::fmt::Display, what: &str) -> Error {
+    Error::invalid(OP, what).with(field, value)
+}
+
+/// What is at the root before anything is changed.
+struct Before {
+    entries: Option<Vec<DirEntry>>,
+    manifest: Option<Manifest>,
+}
+
+impl<D: Disk> Store<D> {
+    /// Opens the store in a directory, or makes one: nothing is changed unless everything about the settings is right.
+    ///
+    /// # Errors
+    /// - `Invalid` names the setting: a root that is no directory, a temporary directory outside it or on another file
+    ///   system, a capacity that no object fits into or that the file system does not have.
+    /// - `Mismatch` names what differs: another format, another description of a model, a directory of LMCache's.
+    /// - `Busy` if another store, of this process or another, has the directory open.
+    /// - `Unsupported` if something required does not work here; `NoSpace`, `Io` as the device says.
+    pub fn open(disk: Arc<D>, settings: Settings) -> Result<Arc<Self>> {
+        let tmp = check_tmp(&settings)?;
+        let before = look(&*disk, &settings.root)?;
+        let mut manifest = before.manifest.clone().unwrap_or_else(|| Manifest {
+            // 64 bits of the caller's draw and the process: enough to tell the stores of a fleet apart.
+            store_id: u128::from(settings.writer.id) << 64 | u128::from(settings.writer.pid),
+            namespaces: Vec::new(),
+        });
+        let mut changed = before.manifest.is_none();
+        for namespace in &settings.namespaces {
+            changed |= manifest.add(namespace).map_err(|e| e.with("path", settings.root.display()))?;
+        }
+        let block = check_space(&*disk, &settings, before.manifest.is_none())?;
+
+        let root_io = |e: io::Error, at: &Path| Error::io(OP, e).with("base_path", at.display());
+        disk.create_dir_all(&settings.root).map_err(|e| root_io(e, &settings.root))?;
+        let mut made = Made { disk: &*disk, paths: Vec::new() };
+        if before.entries.is_none() {
+            made.paths.push((settings.root.clone(), FileKind::Dir));
+        }
+        let lock = lock(&*disk, &settings.root, &mut made)?;
+        // Somebody may have made the store between the look and the lock.
+        if before.manifest.is_none() && Manifest::read(&*disk, &settings.root)?.is_some() {
+            made.keep();
+            drop(lock);
+            return Err(Error::new(ErrorKind::Busy, OP, "another process made this store just now"));
+        }
+        let quarantine = settings.root.join(QUARANTINE);
+        for dir in [&tmp, &quarantine] {
+            if disk.metadata(dir).is_err() {
+                disk.create_dir_all(dir).map_err(|e| root_io(e, dir))?;
+                made.paths.push((dir.clone(), FileKind::Dir));
+            }
+        }
+        let modes = Modes::new(settings.direct, settings.no_atime);
+        let serial = AtomicU64::new(0);
+        let temp = |n| tmp.join(temp_name(settings.writer.pid, settings.writer.id, n));
+        probe(&*disk, &modes, &temp(0), &settings, before.manifest.is_none())?;
+        modes.require(settings.direct, settings.no_atime)?;
+        serial.store(2, std::sync::atomic::Ordering::Relaxed);
+        if changed {
+            manifest.write(&*disk, &settings.root, &temp(1))?;
+        }
+        made.keep();
+
+        let costs = disk.metadata(&tmp).map_err(|e| root_io(e, &tmp))?.allocated > 0;
+        let keep = settings.capacity.map_or(u64::MAX, |c| c / 64);
+        let mut index = Index::new(settings.policy, settings.capacity);
+        for fixed in
+            [&settings.root, &tmp, &quarantine, &settings.root.join(LOCK), &settings.root.join(MANIFEST)]
+        {
+            index.overhead_grown(disk.metadata(fixed).map_err(|e| root_io(e, fixed))?.allocated as i64);
+        }
+        let store = Arc::new(Self {
+            fanout: Fanout::new(settings.root.clone(), costs, keep),
+            disk: Arc::clone(&disk),
+            root: settings.root,
+            tmp,
+            block,
+            index: Mutex::new(index),
+            modes,
+            counts: Counts::default(),
+            manifest: Mutex::new(manifest),
+            durability: settings.durability,
+            writer: settings.writer,
+            serial,
+            snapshot_bytes: Mutex::new(0),
+            changes: AtomicU64::new(0),
+            snapshotting: AtomicBool::new(false),
+            lock: Mutex::new(Some(lock)),
+        });
+        store.recover()?;
+        Ok(store)
+    }
+
+    /// Writes the snapshot and lets others open the directory. Call it when nothing is in flight; blocks. Without a
+    /// snapshot (no room, or the device said no) the next start reads every header.
+    pub fn close(self: &Arc<Self>) {
+        let Some(lock) = self.lock.lock().take() else { return };
+        self.write_snapshot();
+        drop(lock);
+    }
+}
+
+fn check_tmp(settings: &Settings) -> Result<PathBuf> {
+    if settings.root.as_os_str().is_empty() {
+        return Err(invalid("base_path", "\"\"", "the store needs a directory"));
+    }
+    let Some(tmp) = &settings.tmp else { return Ok(settings.root.join(TMP)) };
+    let plain = tmp.components().all(|c| matches!(c, Component::Normal(_)));
+    if !plain || tmp.as_os_str().is_empty() {
+        return Err(invalid(
+            "relative_tmp_dir",
+            tmp.display(),
+            "the temporary directory is given relative to base_path, without '..'",
+        ));
+    }
+    let first = tmp.components().next().map(|c| c.as_os_str().to_owned()).unwrap_or_default();
+    if parse_fan(&first).is_some() || first == QUARANTINE {
+        return Err(invalid(
+            "relative_tmp_dir",
+            tmp.display(),
+            "the name is one that the store uses for objects",
+        ));
+    }
+    Ok(settings.root.join(tmp))
+}
+
+fn look<D: Disk>(disk: &D, root: &Path) -> Result<Before> {
+    // Listing follows links, so that a base_path may be one.
+    let entries = match disk.list(root) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Before { entries: None, manifest: None }),
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+            return Err(invalid("base_path", root.display(), "base_path is a file; a directory is needed"));
+        }
+        Err(e) => return Err(Error::io(OP, e).with("base_path", root.display())),
+    };
+    let manifest = Manifest::read(disk, root)?;
+    if manifest.is_none() {
+        if entries.iter().any(|e| is_lmcache_fs_name(&e.name)) {
+            return Err(Error::new(
+                ErrorKind::Mismatch,
+                OP,
+                "the directory is one of LMCache's fs adapter; to take its objects over, run `kvstrata import --from \
+                 lmcache-fs PATH --to STORE` with another directory for the store",
+            )
+            .with("base_path", root.display()));
+        }
+        if let Some(e) = entries.iter().find(|e| e.kind == FileKind::Dir && parse_fan(&e.name).is_some()) {
+            return Err(Error::new(
+                ErrorKind::Mismatch,
+                OP,
+                "the directory looks like a store or a directory of LMCache's GDS backend, but has no manifest; `kvstrata \
+                 fsck --repair PATH` makes a new one for a store, `kvstrata import --from lmcache-gds` reads the other",
+            )
+            .with("base_path", root.display())
+            .with("found", e.name.display()));
+        }
+    }
+    Ok(Before { entries: Some(entries), manifest })
+}
+
+/// Checks the capacity against the file system; returns the block size to account with.
+fn check_space<D: Disk>(disk: &D, settings: &Settings, new: bool) -> Result<u64> {
+    // The root may not exist yet: what holds its nearest existing parent will hold it.
+    let mut at = settings.root.as_path();
+    let space = loop {
+        match disk.space(at) {
+            Ok(space) => break space,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => match at.parent() {
+                Some(parent) if parent.as_os_str().is_empty() => at = Path::new("."),
+                Some(parent) => at = parent,
+                None => return Err(Error::io(OP, e).with("base_path", settings.root.display())),
+            },
+            Err(e) => return Err(Error::io(OP, e).with("base_path", settings.root.display())),
+        }
+    };
+    if let Some(capacity) = settings.capacity {
+        if capacity < LEAST {
+            return Err(invalid("capacity", capacity, "the capacity in bytes is at least 65536, or none"));
+        }
+        // ramfs has no size of its own.
+        if space.total > 0 && capacity > space.total {
+            return Err(invalid("capacity", capacity, "the capacity is more than the whole file system has")
+                .with("file_system", space.total));
+        }
+    }
+    if new && space.total > 0 && space.available < LEAST {
+        return Err(Error::new(ErrorKind::NoSpace, OP, "the file system is full")
+            .with("base_path", settings.root.display())
+            .with("available", space.available));
+    }
+    let block = u64::from(space.block);
+    Ok(if block.is_power_of_two() { block.clamp(4096, 1 << 20) } else { 4096 })
+}
+
+fn lock<D: Disk>(disk: &D, root: &Path, made: &mut Made<'_, D>) -> Result<D::File> {
+    let path = root.join(LOCK);
+    let failed = |e| Error::io(OP, e).with("base_path", root.display());
+    let existing = Open { write: true, ..Open::default() };
+    let file = match disk.open(&path, existing) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            match disk.open(&path, Open { create_new: true, ..existing }) {
+                Ok(file) => {
+                    made.paths.push((path.clone(), FileKind::File));
+                    file
+                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    disk.open(&path, existing).map_err(failed)?
+                }
+                Err(e) => return Err(failed(e)),
+            }
+        }
+        opened => opened.map_err(failed)?,
+    };
+    disk.try_lock(&file).map_err(|e| {
+        if e.kind() != io::ErrorKind::WouldBlock {
+            return failed(e);
+        }
+        Error::new(ErrorKind::Busy, OP, "the store is open in another adapter or process")
+            .with("base_path", root.display())
+            .retrying(Retry::Later)
+    })?;
+    Ok(file)
+}
+
+/// Tries on a file what the store will do with every object: write, read, and rename into the root.
+fn probe<D: Disk>(disk: &D, modes: &Modes, temp: &Path, settings: &Settings, new: bool) -> Result<()> {
+    let tried = match modes.probe(disk, temp) {
+        // A store that is full can still be read, and evicting makes room.
+        Err(e) if !new && matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            None
+        }
+        tried => Some(tried),
+    };
+    let to = settings.root.join(temp.file_name().expect("a name"));
+    let moved = tried.map(|t| t.map(|()| disk.rename_new(temp, &to)));
+    drop(disk.unlink(temp));
+    drop(disk.unlink(&to));
+    match moved {
+        None | Some(Ok(Ok(()))) => Ok(()),
+        Some(Err(e)) => Err(Error::io(OP, e).with("base_path", settings.root.display())),
+        Some(Ok(Err(e))) if e.kind() == io::ErrorKind::CrossesDevices => Err(invalid(
+            "relative_tmp_dir",
+            temp.parent().unwrap_or(temp).display(),
+            "the temporary directory is on another file system than base_path",
+        )),
+        Some(Ok(Err(e))) => Err(Error::io(OP, e).with("base_path", settings.root.display())),
+    }
+}
+
+/// What this open made; removed again unless it succeeds.
+struct Made<'a, D: Disk> {
+    disk: &'a D,
+    paths: Vec<(PathBuf, FileKind)>,
+}
+
+impl<D: Disk> Made<'_, D> {
+    fn keep(&mut self) {
+        self.paths.clear();
+    }
+}
+
+impl<D: Disk> Drop for Made<'_, D> {
+    fn drop(&mut self) {
+        for (path, kind) in self.paths.iter().rev() {
+            // What cannot be removed is empty and does no harm.
+            drop(match kind {
+                FileKind::Dir => self.disk.remove_dir(path),
+                _ => self.disk.unlink(path),
+            });
+        }
+    }
+}

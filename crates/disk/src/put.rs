@@ -1,0 +1,403 @@
+//! Stores: the steps around the moving of bytes.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use kvstrata_core::{Error, ErrorKind, Result};
+use kvstrata_evict::Removal;
+use kvstrata_io::{Disk, Open};
+use kvstrata_l2::Stored;
+
+use crate::fanout::Publish;
+use crate::index::{Object, Place};
+use crate::names::{fan, leaf_path, object_path};
+use crate::recover::{Looked, look_at};
+use crate::settings::count;
+use crate::store::{Hold, NewObject, Store, access};
+use crate::{Durability, Header};
+
+/// How a store begins.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "most are claims, and they move on at once")]
+pub enum Begin<D: Disk> {
+    /// The same object is there.
+    Present,
+    /// It is to be written.
+    Claimed(Claim<D>),
+    /// Somebody works on the key: [`Store::hold_then`], then [`Hold::begin`].
+    Busy,
+    /// It is not taken.
+    Refused(Error),
+}
+
+/// An object that is being written. Dropped before it is published, it leaves nothing behind.
+#[derive(Debug)]
+pub struct Claim<D: Disk> {
+    hold: Hold<D>,
+    object: NewObject,
+    /// The object that this one replaces, pinned.
+    old: Option<u32>,
+    slot: Option<u32>,
+    generation: u64,
+    namespace: u32,
+    charge: u64,
+    reserved: u64,
+    temp: Option<PathBuf>,
+}
+
+/// The file of an object that is being written, its header written.
+#[derive(Debug)]
+pub struct Created<D: Disk> {
+    /// The file; the payload goes to [`crate::HEADER_BYTES`].
+    pub file: D::File,
+    /// Whether it bypasses the page cache: then the transfer is a multiple of 4096 bytes long.
+    pub direct: bool,
+}
+
+enum Check {
+    Present,
+    Write { old: Option<u32>, slot: u32 },
+}
+
+impl<D: Disk> Store<D> {
+    /// Begins to store a batch, in one short critical section. The answers are in the order of the objects.
+    pub fn begin(self: &Arc<Self>, objects: &[NewObject]) -> Vec<Begin<D>> {
+        let namespaces: Vec<_> = {
+            let manifest = self.manifest.lock();
+            objects.iter().map(|o| manifest.namespace_of(&o.key)).collect()
+        };
+        let mut out: Vec<_> = objects.iter().map(|_| Begin::Busy).collect();
+        let mut index = self.index.lock();
+        let request = index.request();
+        // Tail first: within a request the last chunk is the first to go.
+        for (at, object) in objects.iter().enumerate().rev() {
+            out[at] = match &namespaces[at] {
+                Err(e) => Begin::Refused(e.clone()),
+                Ok(_) if !index.hold(object.key.fingerprint()) => Begin::Busy,
+                Ok(namespace) => {
+                    let cx = access(request, at, objects.len());
+                    match self.check(&mut index, object, &cx) {
+                        Check::Write { old, slot } => {
+                            let hold = Hold::new(self, &object.key);
+                            Begin::Claimed(Claim::new(hold, object.clone(), *namespace, old, slot))
+                        }
+                        Check::Present => {
+                            // Nobody can have begun to wait: the lock was held all the time.
+                            index.pass_on(object.key.fingerprint());
+                            Begin::Present
+                        }
+                    }
+                }
+            };
+        }
+        drop(index);
+        for begin in &out {
+            match begin {
+                Begin::Present => count(&self.counts.present),
+                Begin::Refused(_) => count(&self.counts.failed),
+                _ => {}
+            }
+        }
+        out
+    }
+
+    fn check(
+        &self,
+        index: &mut crate::index::Index<crate::store::Waiter<D>>,
+        new: &NewObject,
+        cx: &kvstrata_evict::Access,
+    ) -> Check {
+        let old = index.find(&new.key).map(|(slot, o)| (slot, o.found));
+        if let Some((slot, found)) = old {
+            if found == new.found() {
+                index.touch(slot, cx);
+                return Check::Present;
+            }
+            index.pin(slot);
+        }
+        let object = Object {
+            key: new.key.clone(),
+            found: new.found(),
+            place: Place::default(),
+            generation: 0,
+            charge: self.charge(new.len),
+            used_at: 0,
+        };
+        Check::Write { old: old.map(|(slot, _)| slot), slot: index.begin(object, cx) }
+    }
+}
+
+impl<D: Disk> Hold<D> {
+    /// Begins to store an object under the held key. Never [`Begin::Busy`].
+    pub fn begin(self, object: &NewObject) -> Begin<D> {
+        let store = Arc::clone(&self.store);
+        let namespace = match store.manifest.lock().namespace_of(&object.key) {
+            Ok(namespace) => namespace,
+            Err(e) => {
+                count(&store.counts.failed);
+                return Begin::Refused(e);
+            }
+        };
+        let mut index = store.index.lock();
+        let request = index.request();
+        let check = store.check(&mut index, object, &access(request, 0, 1));
+        drop(index);
+        match check {
+            Check::Write { old, slot } => {
+                Begin::Claimed(Claim::new(self, object.clone(), namespace, old, slot))
+            }
+            Check::Present => {
+                count(&store.counts.present);
+                Begin::Present
+            }
+        }
+    }
+}
+
+impl<D: Disk> Claim<D> {
+    fn new(hold: Hold<D>, object: NewObject, namespace: u32, old: Option<u32>, slot: u32) -> Self {
+        let (generation, charge) = (hold.store.generation(), hold.store.charge(object.len));
+        Self { hold, object, old, slot: Some(slot), generation, namespace, charge, reserved: 0, temp: None }
+    }
+
+    fn store(&self) -> &Arc<Store<D>> {
+        &self.hold.store
+    }
+
+    fn io_error(&self, e: io::Error) -> Error {
+        Error::io("store object", e).with("key", &self.object.key).with("root", self.store().root.display())
+    }
+
+    /// Sets the bytes aside, evicting what has to go. Blocks.
+    ///
+    /// # Errors
+    /// `NoSpace` if everything is in use or the object can never fit.
+    pub fn reserve(&mut self) -> Result<()> {
+        let store = Arc::clone(self.store());
+        let need = self.charge + store.fanout.slack(self.object.key.fingerprint256(), store.block);
+        store.make_room(need)?;
+        self.reserved = need;
+        Ok(())
+    }
+
+    /// Makes the file under a name that nobody else has, and writes its header. Called again (after
+    /// [`Self::retry`]) it begins anew. Blocks.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`.
+    pub fn create(&mut self) -> Result<Created<D>> {
+        debug_assert!(self.reserved > 0, "bytes are set aside before they are written");
+        let header = Header {
+            key: self.object.key.clone(),
+            len: self.object.len,
+            layout: self.object.layout,
+            digest: self.object.digest,
+            generation: self.generation,
+            namespace: self.namespace,
+        };
+        let header = header.encode();
+        let store = Arc::clone(self.store());
+        loop {
+            self.discard();
+            let path = store.temp_path();
+            let direct = store.modes.direct_write.on();
+            // Noted before it is made: a refused open may leave a file behind.
+            self.temp = Some(path.clone());
+            let how = Open { write: true, create_new: true, direct, ..Open::default() };
+            let made = store.disk.open(&path, how).and_then(|file| {
+                store.disk.write_all_at(&file, 0, header.bytes())?;
+                Ok(file)
+            });
+            match made {
+                Ok(file) => return Ok(Created { file, direct }),
+                Err(e) if store.modes.direct_write.refused(direct, &e, &path) => {}
+                Err(e) => return Err(self.io_error(e)),
+            }
+        }
+    }
+
+    /// The bytes to write: the payload, up to its last block for direct writes.
+    pub fn transfer(&self, created: &Created<D>) -> u64 {
+        if created.direct { self.object.len.next_multiple_of(4096) } else { self.object.len }
+    }
+
+    /// Whether a write that failed like this is to be tried again after [`Self::create`]: direct writes were refused.
+    pub fn retry(&self, created: &Created<D>, e: &io::Error) -> bool {
+        self.store().modes.direct_write.refused(created.direct, e, &self.store().root)
+    }
+
+    /// Gives the object up after a failed write; nothing is left.
+    pub fn failed(self, e: io::Error) -> Error {
+        let e = self.io_error(e);
+        self.give_up(e)
+    }
+
+    /// Gives the object up; nothing is left. Counts the failure.
+    pub fn give_up(self, e: Error) -> Error {
+        let counts = &self.store().counts;
+        count(if e.kind() == ErrorKind::NoSpace { &counts.declined } else { &counts.failed });
+        e
+    }
+
+    /// The payload is written: makes the object appear under its name. The first valid object wins; one that this
+    /// store did not know of is read far enough to say whether it is that. Blocks.
+    ///
+    /// # Errors
+    /// `Io`, `NoSpace`: nothing is left.
+    pub fn publish(mut self, created: Created<D>) -> Result<Stored> {
+        match self.try_publish(created) {
+            Ok(stored) => {
+                let store = self.store();
+                count(if stored == Stored::Written { &store.counts.written } else { &store.counts.present });
+                store.changes.fetch_add(1, Ordering::Relaxed);
+                Ok(stored)
+            }
+            Err(e) => {
+                let e = self.io_error(e);
+                Err(self.give_up(e))
+            }
+        }
+    }
+
+    fn try_publish(&mut self, created: Created<D>) -> io::Result<Stored> {
+        let store = Arc::clone(self.store());
+        if store.durability != Durability::None {
+            store.disk.sync_file(&created.file)?;
+        }
+        drop(created);
+        let old = self.old.take().map(|slot| {
+            // From here on neither the old nor the new object is found: a load that opens the file meanwhile is stale.
+            let mut index = store.index.lock();
+            let old = index.detach(slot, Removal::Deleted);
+            index.unpin(slot);
+            old.charge
+        });
+        let how = if old.is_some() { Publish::Replace } else { Publish::New };
+        let done = self.place(&store, how);
+        if let Some(charge) = old {
+            match &done {
+                Ok(_) => store.index.lock().free(charge),
+                Err(_) => match store.take_out(self.object.key.fingerprint256(), None) {
+                    Ok(()) => store.index.lock().free(charge),
+                    Err(e) => store.stuck(&e),
+                },
+            }
+        }
+        done
+    }
+
+    fn place(&mut self, store: &Arc<Store<D>>, mut how: Publish) -> io::Result<Stored> {
+        let fingerprint = *self.object.key.fingerprint256();
+        let temp = self.temp.clone().expect("a file was created");
+        // Each round makes what was in the way go; more rounds than that are another writer's doing.
+        for _ in 0..4 {
+            let (done, grown) = store.fanout.publish(&*store.disk, &temp, &fingerprint, how);
+            store.grown(grown);
+            // What was set aside for directories covers what they grew by; the rest goes back with the claim.
+            let covered = u64::try_from(grown).unwrap_or(0).min(self.reserved.saturating_sub(self.charge));
+            self.reserved -= covered;
+            store.index.lock().free(covered);
+            match done {
+                Ok(made) => {
+                    self.temp = None;
+                    if let Err(e) = self.sync_names(store, &fingerprint, made) {
+                        // Not known to be durable is not stored; nothing may be found of it.
+                        if let Err(e) = store.take_out(&fingerprint, None) {
+                            store.stuck(&e);
+                            self.reserved = self.reserved.saturating_sub(self.charge);
+                        }
+                        return Err(e);
+                    }
+                    self.found(store, self.generation, self.charge);
+                    return Ok(Stored::Written);
+                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => match self.look(store, &fingerprint)? {
+                    Existing::Same(generation) => {
+                        self.found(store, generation, self.charge);
+                        return Ok(Stored::Present);
+                    }
+                    Existing::Other => how = Publish::Replace,
+                    Existing::Gone => how = Publish::New,
+                },
+                Err(e) => return Err(e),
+            }
+        }
+        Err(io::Error::from(io::ErrorKind::AlreadyExists))
+    }
+
+    fn sync_names(&self, store: &Store<D>, fingerprint: &[u8; 32], made: bool) -> io::Result<()> {
+        if store.durability != Durability::Full {
+            return Ok(());
+        }
+        let [top, leaf, ..] = *fingerprint;
+        store.disk.sync_dir(&leaf_path(&store.root, top, leaf))?;
+        if made {
+            store.disk.sync_dir(&store.root.join(fan(top)))?;
+            store.disk.sync_dir(&store.root)?;
+        }
+        Ok(())
+    }
+
+    /// The object can be found; the claim keeps only what it reserved beyond the object.
+    fn found(&mut self, store: &Store<D>, generation: u64, charge: u64) {
+        let slot = self.slot.take().expect("published once");
+        self.reserved = self.reserved.saturating_sub(charge);
+        store.index.lock().publish(slot, generation);
+    }
+
+    /// Looks at a file that is in the way and that this store does not know of.
+    fn look(&self, store: &Store<D>, fingerprint: &[u8; 32]) -> io::Result<Existing> {
+        let path = object_path(&store.root, fingerprint);
+        match look_at(&*store.disk, &path, fingerprint)? {
+            Looked::Gone => Ok(Existing::Gone),
+            Looked::Good(object, _) => {
+                // Without a digest nothing says that its payload is whole; what was just written is known to be.
+                let same = object.found == self.object.found() && object.found.digest.is_some();
+                Ok(if same { Existing::Same(object.generation) } else { Existing::Other })
+            }
+            Looked::Unknown => Err(io::Error::from(io::ErrorKind::AlreadyExists)),
+            Looked::Bad(why, what, len) => {
+                // Its bytes were never counted; in quarantine they are.
+                let charge = len.next_multiple_of(store.block);
+                store.index.lock().charge(charge);
+                store.condemn(fingerprint, charge, why, what);
+                Ok(Existing::Gone)
+            }
+        }
+    }
+
+    /// Removes the unpublished file.
+    fn discard(&mut self) {
+        if let Some(temp) = self.temp.take()
+            && let Err(e) = self.store().disk.unlink(&temp)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            // The bytes stay taken; the next start removes what a dead writer left.
+            self.store().stuck(&e);
+            let store = Arc::clone(self.store());
+            store.index.lock().charge(self.charge);
+        }
+    }
+}
+
+enum Existing {
+    Same(u64),
+    Other,
+    Gone,
+}
+
+impl<D: Disk> Drop for Claim<D> {
+    fn drop(&mut self) {
+        self.discard();
+        let mut index = self.hold.store.index.lock();
+        if let Some(slot) = self.slot.take() {
+            index.give_up(slot);
+        }
+        if let Some(old) = self.old.take() {
+            index.unpin(old);
+        }
+        index.free(std::mem::take(&mut self.reserved));
+    }
+}

@@ -1,0 +1,320 @@
+//! Finding out at the start what is there, and writing down at the end what that start should know.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use kvstrata_core::{Error, Result};
+use kvstrata_io::{Disk, FileKind, IoEngine, Open};
+use kvstrata_l2::{Found, Miss};
+
+use crate::fanout::Leaf;
+use crate::index::{Object, Place};
+use crate::names::{QUARANTINE, SNAPSHOT, fan, is_temp_name, leaf_path, parse_fan, parse_object_name};
+use crate::settings::count;
+use crate::snapshot::{FileTime, Snapshot};
+use crate::store::{Store, read_header};
+use crate::{Fault, HEADER_BYTES};
+
+const OP: &str = "recover store";
+/// A snapshot is written after this many objects came or went, or a quarter of what is there if that is more.
+const CHANGES: u64 = 1 << 16;
+
+/// An object's file, as its header and its length say.
+pub(crate) enum Looked {
+    Good(Object, FileTime),
+    Bad(Miss, &'static str, u64),
+    /// Written by a later version: left alone.
+    Unknown,
+    Gone,
+}
+
+/// Reads one object's header and length.
+pub(crate) fn look_at<D: Disk>(disk: &D, path: &Path, fingerprint: &[u8; 32]) -> io::Result<Looked> {
+    let file = match disk.open(path, Open::default()) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Looked::Gone),
+        opened => opened?,
+    };
+    let meta = disk.file_metadata(&file)?;
+    if meta.len < HEADER_BYTES {
+        return Ok(Looked::Bad(Miss::Truncated, "shorter than a header", meta.len));
+    }
+    let header = match read_header(disk, &file)? {
+        Ok(header) => header,
+        Err(Fault::Version(_)) => return Ok(Looked::Unknown),
+        Err(_) => return Ok(Looked::Bad(Miss::Header, "the header does not decode", meta.len)),
+    };
+    if header.key.fingerprint256() != fingerprint {
+        return Ok(Looked::Bad(Miss::Foreign, "another key's object", meta.len));
+    }
+    if !header.fits(meta.len) {
+        return Ok(Looked::Bad(Miss::Truncated, "not as long as its header says", meta.len));
+    }
+    let object = Object {
+        found: Found { len: header.len, layout: Some(header.layout), digest: header.digest },
+        key: header.key,
+        place: Place::default(),
+        generation: header.generation,
+        charge: 0,
+        used_at: 0,
+    };
+    Ok(Looked::Good(object, meta.modified.into()))
+}
+
+impl<D: Disk> Store<D> {
+    /// Fills the index, removes what dead writers left, and trims to the capacity.
+    pub(crate) fn recover(self: &Arc<Self>) -> Result<()> {
+        let failed = |e| Error::io(OP, e).with("root", self.root.display());
+        self.remove_orphans().map_err(failed)?;
+        self.count_quarantine().map_err(failed)?;
+        let snapshot = self.read_snapshot();
+        let mut known: HashMap<[u8; 2], Vec<Object>> = HashMap::new();
+        let times: HashMap<[u8; 2], FileTime> = snapshot.dirs.iter().copied().collect();
+        for object in snapshot.objects {
+            let [top, leaf, ..] = *object.key.fingerprint256();
+            known.entry([top, leaf]).or_default().push(object);
+        }
+        let mut unchanged = Vec::new();
+        let mut scanned = Vec::new();
+        for top in self.disk.list(&self.root).map_err(failed)? {
+            let Some(t) = parse_fan(&top.name).filter(|_| top.kind == FileKind::Dir) else { continue };
+            let path = self.root.join(fan(t));
+            let bytes = self.disk.metadata(&path).map_err(failed)?.allocated;
+            self.grown(self.fanout.found_top(t, bytes) as i64);
+            for leaf in self.disk.list(&path).map_err(failed)? {
+                let Some(l) = parse_fan(&leaf.name).filter(|_| leaf.kind == FileKind::Dir) else {
+                    count(&self.counts.strangers);
+                    continue;
+                };
+                let meta = self.disk.metadata(&leaf_path(&self.root, t, l)).map_err(failed)?;
+                let trusted = times
+                    .get(&[t, l])
+                    .is_some_and(|then| *then == meta.modified.into() && then.settled_before(snapshot.begun));
+                let objects = if trusted {
+                    let objects = known.remove(&[t, l]).unwrap_or_default();
+                    let n = objects.len();
+                    unchanged.extend(objects);
+                    n
+                } else {
+                    self.scan_leaf(t, l, &mut scanned).map_err(failed)?
+                };
+                let found = Leaf { objects: objects as u32, bytes: meta.allocated };
+                self.grown(self.fanout.found_leaf(t, l, found) as i64);
+            }
+        }
+        self.counts.recovered_snapshot.store(unchanged.len() as u64, Ordering::Relaxed);
+        self.counts.recovered_scan.store(scanned.len() as u64, Ordering::Relaxed);
+        // The order of use: as it was known, then by time of writing.
+        unchanged.sort_by_key(|o| o.used_at);
+        scanned.sort_by_key(|(_, time)| *time);
+        {
+            let mut index = self.index.lock();
+            for object in unchanged.into_iter().chain(scanned.into_iter().map(|(o, _)| o)) {
+                let charge = self.charge(object.found.len);
+                index.recovered(Object { charge, ..object });
+            }
+        }
+        self.trim();
+        let usage = self.usage();
+        tracing::debug!(root = %self.root.display(), objects = usage.objects, bytes = usage.used, "store is open");
+        Ok(())
+    }
+
+    /// Files that were being written: the lock says that their writers are gone.
+    fn remove_orphans(&self) -> io::Result<()> {
+        for entry in self.disk.list(&self.tmp)? {
+            if entry.kind == FileKind::File && is_temp_name(&entry.name) {
+                self.disk.unlink(&self.tmp.join(&entry.name))?;
+                count(&self.counts.deleted);
+            }
+        }
+        Ok(())
+    }
+
+    fn count_quarantine(&self) -> io::Result<()> {
+        let dir = self.root.join(QUARANTINE);
+        for entry in self.disk.list(&dir)? {
+            let bytes = self.disk.metadata(&dir.join(&entry.name))?.allocated;
+            let mut index = self.index.lock();
+            index.charge(bytes);
+            if entry.kind == FileKind::File {
+                index.quarantine(entry.name, bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the headers in one directory; returns how many objects stay in it.
+    fn scan_leaf(&self, t: u8, l: u8, out: &mut Vec<(Object, FileTime)>) -> io::Result<usize> {
+        let dir = leaf_path(&self.root, t, l);
+        let before = out.len();
+        for entry in self.disk.list(&dir)? {
+            let fingerprint = parse_object_name(&entry.name).filter(|f| f[..2] == [t, l]);
+            let Some(fingerprint) = fingerprint.filter(|_| entry.kind == FileKind::File) else {
+                count(&self.counts.strangers);
+                continue;
+            };
+            match look_at(&*self.disk, &dir.join(&entry.name), &fingerprint) {
+                Ok(Looked::Good(object, time)) => out.push((object, time)),
+                Ok(Looked::Bad(why, what, len)) => {
+                    let charge = len.next_multiple_of(self.block);
+                    self.index.lock().charge(charge);
+                    self.condemn(&fingerprint, charge, why, what);
+                }
+                Ok(Looked::Unknown) => count(&self.counts.strangers),
+                Ok(Looked::Gone) => {}
+                // One object that cannot be read must not keep a million others from being found.
+                Err(e) => {
+                    let charge = self.block;
+                    self.index.lock().charge(charge);
+                    self.condemn(&fingerprint, charge, Miss::Header, &e.to_string());
+                }
+            }
+        }
+        Ok(out.len() - before)
+    }
+
+    fn trim(self: &Arc<Self>) {
+        let (victims, over) = {
+            let mut index = self.index.lock();
+            let over = index.excess();
+            if over == 0 {
+                return;
+            }
+            (index.evict(over), over)
+        };
+        tracing::info!(root = %self.root.display(), bytes = over, "the store holds more than its capacity; trimming");
+        if let Some((victims, _)) = victims {
+            self.evict(victims, |index, freed| index.free(freed));
+        }
+    }
+
+    // --- the snapshot --------------------------------------------------------------------------------------------
+
+    fn read_snapshot(&self) -> Snapshot {
+        let path = self.root.join(SNAPSHOT);
+        let read = || -> Result<Option<Snapshot>> {
+            let io = |e| Error::io("read index snapshot", e);
+            let file = match self.disk.open(&path, Open::default()) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+                opened => opened.map_err(io)?,
+            };
+            let meta = self.disk.file_metadata(&file).map_err(io)?;
+            *self.snapshot_bytes.lock() = meta.allocated;
+            self.grown(meta.allocated as i64);
+            let mut bytes = vec![0; meta.len as usize];
+            self.disk.read_exact_at(&file, 0, &mut bytes).map_err(io)?;
+            Snapshot::decode(&bytes, self.manifest.lock().store_id, |len| self.charge(len)).map(Some)
+        };
+        match read() {
+            Ok(snapshot) => snapshot.unwrap_or_default(),
+            Err(e) => {
+                tracing::warn!(path = %path.display(), error = %e, "no usable index snapshot; reading every header");
+                Snapshot::default()
+            }
+        }
+    }
+
+    /// Writes a snapshot on an engine's thread when enough has changed.
+    pub fn snapshot_when_due(self: &Arc<Self>) {
+        let changes = self.changes.load(Ordering::Relaxed);
+        if changes < CHANGES || self.snapshotting.load(Ordering::Relaxed) {
+            return;
+        }
+        if changes < self.index.lock().len() as u64 / 4 || self.snapshotting.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let store = Arc::clone(self);
+        let job = Box::new(move || {
+            store.write_snapshot();
+            store.snapshotting.store(false, Ordering::Release);
+        });
+        if self.disk.engine().spawn(false, job).is_err() {
+            self.snapshotting.store(false, Ordering::Release);
+        }
+    }
+
+    /// Writes a snapshot; objects are evicted if it needs their room. That it fails is counted and said, and does no harm.
+    pub(crate) fn write_snapshot(self: &Arc<Self>) {
+        match self.try_write_snapshot() {
+            Ok(()) => count(&self.counts.snapshots),
+            Err(e) => {
+                count(&self.counts.snapshots_failed);
+                tracing::warn!(root = %self.root.display(), error = %e, "index snapshot not written");
+            }
+        }
+    }
+
+    fn try_write_snapshot(self: &Arc<Self>) -> Result<()> {
+        let mut old_bytes = self.snapshot_bytes.lock();
+        let temp = self.temp_path();
+        let changes = self.changes.load(Ordering::Relaxed);
+        let mut reserved = 0;
+        let write = |reserved: &mut u64| -> Result<u64> {
+            let io = |e| Error::io("write index snapshot", e).with("path", temp.display());
+            let file = self
+                .disk
+                .open(&temp, Open { write: true, create_new: true, ..Open::default() })
+                .map_err(io)?;
+            let begun = self.disk.file_metadata(&file).map_err(io)?.modified.into();
+            let bytes = self.take_snapshot(begun).map_err(io)?.encode();
+            let need = (bytes.len() as u64).next_multiple_of(self.block);
+            self.make_room(need)?;
+            *reserved = need;
+            for (at, piece) in bytes.chunks(1 << 20).enumerate() {
+                self.disk.write_all_at(&file, (at << 20) as u64, piece).map_err(io)?;
+            }
+            drop(file);
+            self.disk.rename(&temp, &self.root.join(SNAPSHOT)).map_err(io)?;
+            Ok(need)
+        };
+        match write(&mut reserved) {
+            Ok(bytes) => {
+                let mut index = self.index.lock();
+                index.free(bytes);
+                index.overhead_grown(bytes as i64 - std::mem::replace(&mut *old_bytes, bytes) as i64);
+                drop(index);
+                self.changes.fetch_sub(changes, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(e) => {
+                drop(self.disk.unlink(&temp));
+                self.index.lock().free(reserved);
+                Err(e)
+            }
+        }
+    }
+
+    /// Copies the index and the times of the directories. A directory is only trusted later if nothing happened in it
+    /// from before the copy on: its time says so, unless a change was under way already when the copy began, or still is;
+    /// such directories are left out.
+    fn take_snapshot(&self, begun: FileTime) -> io::Result<Snapshot> {
+        let mut unsettled: HashSet<[u8; 2]> = self.index.lock().held_dirs().collect();
+        let mut objects = Vec::new();
+        let mut from = Some(0);
+        while let Some(at) = from {
+            let index = self.index.lock();
+            let (page, next) = index.page(at, 4096);
+            objects.extend(page.into_iter().cloned());
+            from = next;
+        }
+        unsettled.extend(self.index.lock().held_dirs());
+        objects.sort_by_key(|o: &Object| o.used_at);
+        let mut dirs = Vec::new();
+        for t in 0..=255 {
+            for (l, _) in self.fanout.leaves(t) {
+                if unsettled.contains(&[t, l]) {
+                    continue;
+                }
+                match self.disk.metadata(&leaf_path(&self.root, t, l)) {
+                    Ok(meta) => dirs.push(([t, l], meta.modified.into())),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(Snapshot { store_id: self.manifest.lock().store_id, begun, dirs, objects })
+    }
+}

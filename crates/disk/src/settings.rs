@@ -1,0 +1,141 @@
+//! How a store is opened, and what it counts.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kvstrata_core::Namespace;
+use kvstrata_evict::EvictionPolicy;
+
+/// Whether something that not every file system can do is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Wanted {
+    /// Never.
+    Off,
+    /// Where it works; said once where it does not.
+    #[default]
+    Try,
+    /// Opening fails where it does not work.
+    Require,
+}
+
+/// What a store waits for before an object counts as stored.
+///
+/// By default nothing: after a power failure the newest objects may be gone, or be there with bytes that never reached the
+/// device, which their digest tells. A cache may lose; it must not lie.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Durability {
+    /// Nothing. Objects survive the process, not the machine.
+    #[default]
+    None,
+    /// The object's bytes. Its name may still be lost.
+    Data,
+    /// The bytes and the directories.
+    Full,
+}
+
+/// Who writes: unique names and generations are made of this, so that nothing in here draws random numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Writer {
+    /// The process.
+    pub pid: u32,
+    /// A number that no other run has, drawn by the caller.
+    pub id: u64,
+}
+
+/// How a store is opened.
+#[derive(Debug)]
+pub struct Settings {
+    /// The directory. It is made if it is not there.
+    pub root: PathBuf,
+    /// Where files are written before they are published, relative to the root and on the same file system; `tmp` if
+    /// `None`.
+    pub tmp: Option<PathBuf>,
+    /// The hard limit in bytes: files, directories, headers, rounding and what is being written included.
+    pub capacity: Option<u64>,
+    /// Who goes first when the limit is reached.
+    pub policy: Box<dyn EvictionPolicy>,
+    /// What a store waits for.
+    pub durability: Durability,
+    /// Bypassing the page cache.
+    pub direct: Wanted,
+    /// Leaving access times alone.
+    pub no_atime: Wanted,
+    /// Who writes.
+    pub writer: Writer,
+    /// What the caller will store. A stored description of the same model must be equal.
+    pub namespaces: Vec<Namespace>,
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        #[derive(Debug, Default)]
+        pub(crate) struct Counts { $(pub(crate) $name: AtomicU64,)* }
+
+        /// What a store counted since it was opened.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub struct StoreStats {
+            $($(#[$doc])* pub $name: u64,)*
+            /// Direct reads that were refused; they go through the page cache since the first.
+            pub direct_read_refused: u64,
+            /// Direct writes that were refused; they go through the page cache since the first.
+            pub direct_write_refused: u64,
+            /// Opens without access time that were refused; access times are updated since the first.
+            pub no_atime_refused: u64,
+        }
+
+        impl Counts {
+            pub(crate) fn snapshot(&self) -> StoreStats {
+                StoreStats { $($name: self.$name.load(Ordering::Relaxed),)* ..StoreStats::default() }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Objects written.
+    written,
+    /// Stores of objects that were there.
+    present,
+    /// Stores that failed, those without room aside.
+    failed,
+    /// Stores declined for want of room.
+    declined,
+    /// Loads that found their object whole.
+    loaded,
+    /// Loads of objects that are not there.
+    miss_absent,
+    /// Loads of objects that are too short.
+    miss_truncated,
+    /// Loads of objects whose header does not decode.
+    miss_header,
+    /// Loads that found another key's object.
+    miss_foreign,
+    /// Loads of objects with another layout.
+    miss_layout,
+    /// Loads of objects that went or were replaced meanwhile.
+    miss_stale,
+    /// Loads that failed.
+    load_failed,
+    /// Objects removed on request.
+    removed,
+    /// Bad objects moved to quarantine, at the start too.
+    quarantined,
+    /// Bad objects, files of dead writers and quarantined files deleted.
+    deleted,
+    /// Objects that could not be deleted and still take their bytes.
+    stuck,
+    /// Snapshots of the index written.
+    snapshots,
+    /// Snapshots that were not written: no room, or the device said no.
+    snapshots_failed,
+    /// Objects taken from the snapshot at the start.
+    recovered_snapshot,
+    /// Objects whose header was read at the start.
+    recovered_scan,
+    /// Files at the start that are none of ours; they stay.
+    strangers,
+}
+
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}

@@ -1,0 +1,289 @@
+//! The adapter's settings.
+
+use std::path::PathBuf;
+
+use kvstrata_core::{Error, Result};
+use kvstrata_disk::{Durability, Wanted};
+use kvstrata_evict::{EvictionPolicy, by_name};
+use serde::Deserialize;
+
+const OP: &str = "read fs settings";
+
+/// Settings of an `fs` adapter: LMCache's names for `fs` and `fs_native`, and a few of our own.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FsConfig {
+    /// The adapter's name; `fs` unless set.
+    #[serde(default = "default_name")]
+    pub name: String,
+    /// The directory of the store. It is made if it is not there.
+    pub base_path: PathBuf,
+    /// Whether loads and stores bypass the page cache: `false`, `true` (where the file system can) or `"require"`.
+    #[serde(default = "default_direct")]
+    pub use_odirect: Switch,
+    /// Threads that load and store; 4 unless set. They belong to the disk, so this counts where the adapter makes its own
+    /// ([`crate::open_os`]).
+    #[serde(default = "default_workers")]
+    pub num_workers: usize,
+    /// The hard limit in GiB (2^30 bytes), headers, directories and what is being written included; 0 is no limit, as in
+    /// LMCache.
+    #[serde(default)]
+    pub max_capacity_gb: f64,
+    /// LMCache reads this many bytes first to wake the kernel's read-ahead. Here an object is read in one call: no effect.
+    #[serde(default)]
+    pub read_ahead_size: Option<u64>,
+    /// Where files are written before they are published, relative to `base_path`; `tmp` unless set.
+    #[serde(default)]
+    pub relative_tmp_dir: Option<PathBuf>,
+    /// Who goes first when the limit is reached; LRU unless set.
+    #[serde(default)]
+    pub eviction_policy: Option<String>,
+    /// LMCache's way to set the policy.
+    #[serde(default)]
+    pub eviction: Option<EvictionConfig>,
+    /// What a store waits for: `none`, `data` or `full`.
+    #[serde(default)]
+    pub sync: Sync,
+    /// Whether loads leave access times alone: `true` (where the file system lets us), `false` or `"require"`.
+    #[serde(default = "default_no_atime")]
+    pub no_atime: Switch,
+}
+
+/// LMCache's `eviction` object.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvictionConfig {
+    /// The policy.
+    pub eviction_policy: String,
+    /// Eviction here happens when bytes are needed: no effect.
+    #[serde(default)]
+    pub trigger_watermark: Option<f64>,
+    /// Eviction here takes as many bytes as are needed: no effect.
+    #[serde(default)]
+    pub eviction_ratio: Option<f64>,
+}
+
+/// `false`, `true` (where it works) or `"require"`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "RawSwitch")]
+pub struct Switch(pub Wanted);
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "true, false or \"require\"")]
+enum RawSwitch {
+    Flag(bool),
+    Word(String),
+}
+
+impl TryFrom<RawSwitch> for Switch {
+    type Error = &'static str;
+
+    fn try_from(raw: RawSwitch) -> Result<Self, Self::Error> {
+        match raw {
+            RawSwitch::Flag(true) => Ok(Self(Wanted::Try)),
+            RawSwitch::Flag(false) => Ok(Self(Wanted::Off)),
+            RawSwitch::Word(word) if word == "require" => Ok(Self(Wanted::Require)),
+            RawSwitch::Word(_) => Err("true, false or \"require\""),
+        }
+    }
+}
+
+/// What a store waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sync {
+    /// Nothing.
+    #[default]
+    None,
+    /// The bytes.
+    Data,
+    /// The bytes and the names.
+    Full,
+}
+
+fn default_name() -> String {
+    "fs".into()
+}
+
+fn default_direct() -> Switch {
+    Switch(Wanted::Off)
+}
+
+fn default_no_atime() -> Switch {
+    Switch(Wanted::Try)
+}
+
+fn default_workers() -> usize {
+    4
+}
+
+/// The most threads that make sense for one directory; more is taken for a mistake.
+const MOST_WORKERS: usize = 1024;
+
+impl FsConfig {
+    /// The settings of a store in this directory, with everything else as if unset.
+    pub fn new(base_path: impl Into<PathBuf>) -> Self {
+        Self {
+            name: default_name(),
+            base_path: base_path.into(),
+            use_odirect: default_direct(),
+            num_workers: default_workers(),
+            max_capacity_gb: 0.0,
+            read_ahead_size: None,
+            relative_tmp_dir: None,
+            eviction_policy: None,
+            eviction: None,
+            sync: Sync::None,
+            no_atime: default_no_atime(),
+        }
+    }
+
+    /// Checks what can be checked without touching the disk.
+    ///
+    /// # Errors
+    /// `Invalid` names the key and what would be accepted.
+    pub fn validate(&self) -> Result<()> {
+        let bad = |key: &'static str, value: &dyn std::fmt::Display, what: &str| {
+            Err(Error::invalid(OP, what.to_owned()).with(key, value))
+        };
+        if self.name.is_empty() {
+            return bad("name", &"\"\"", "an adapter's name is not empty");
+        }
+        if self.base_path.as_os_str().is_empty() {
+            return bad("base_path", &"\"\"", "the store needs a directory");
+        }
+        if self.num_workers == 0 || self.num_workers > MOST_WORKERS {
+            return bad("num_workers", &self.num_workers, "there are 1 to 1024 workers");
+        }
+        self.capacity()?;
+        self.policy().map(drop)
+    }
+
+    /// The limit in bytes.
+    ///
+    /// # Errors
+    /// `Invalid` for a negative number, or one too small for any object.
+    pub fn capacity(&self) -> Result<Option<u64>> {
+        let gib = self.max_capacity_gb;
+        let bytes = gib * f64::from(1 << 30);
+        if gib == 0.0 {
+            return Ok(None);
+        }
+        if !(bytes >= 65536.0 && bytes < 2f64.powi(63)) {
+            return Err(Error::invalid(OP, "the capacity is 0 (no limit) or at least 65536 bytes")
+                .with("max_capacity_gb", gib));
+        }
+        Ok(Some(bytes as u64))
+    }
+
+    /// The policy by either of its keys.
+    ///
+    /// # Errors
+    /// `Invalid` for an unknown name, with the known ones, or if both keys are there and differ.
+    pub fn policy(&self) -> Result<Box<dyn EvictionPolicy>> {
+        let make = |name: &str| {
+            by_name(name).map_err(|e| Error::invalid(OP, e.to_string()).with("eviction_policy", name))
+        };
+        match (&self.eviction_policy, self.eviction.as_ref().map(|e| &e.eviction_policy)) {
+            (Some(ours), Some(theirs)) => {
+                let (ours, theirs) = (make(ours)?, make(theirs)?);
+                if ours.name() != theirs.name() {
+                    return Err(Error::invalid(
+                        OP,
+                        "two keys ask for different policies; leave one of them away",
+                    )
+                    .with("eviction_policy", ours.name())
+                    .with("eviction.eviction_policy", theirs.name()));
+                }
+                Ok(ours)
+            }
+            (Some(name), None) | (None, Some(name)) => make(name),
+            (None, None) => make("LRU"),
+        }
+    }
+
+    /// Keys that are set and have no effect, with the reason. Whoever opens the adapter says them once.
+    pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
+        let mut out = Vec::new();
+        if self.read_ahead_size.is_some() {
+            out.push(("read_ahead_size", "an object is read in one call"));
+        }
+        if let Some(eviction) = &self.eviction {
+            if eviction.trigger_watermark.is_some() {
+                out.push(("eviction.trigger_watermark", "objects are evicted when bytes are needed"));
+            }
+            if eviction.eviction_ratio.is_some() {
+                out.push(("eviction.eviction_ratio", "as many bytes are evicted as are needed"));
+            }
+        }
+        if self.max_capacity_gb == 0.0 && (self.eviction.is_some() || self.eviction_policy.is_some()) {
+            out.push(("eviction_policy", "nothing is evicted without max_capacity_gb"));
+        }
+        out
+    }
+
+    pub(crate) fn durability(&self) -> Durability {
+        match self.sync {
+            Sync::None => Durability::None,
+            Sync::Data => Durability::Data,
+            Sync::Full => Durability::Full,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Result<FsConfig, String> {
+        let config: FsConfig = serde_json::from_str(json).map_err(|e| e.to_string())?;
+        config.validate().map_err(|e| e.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn lmcaches_keys_are_taken() {
+        let c = read(
+            r#"{"base_path": "/d", "use_odirect": true, "num_workers": 8, "max_capacity_gb": 1.5, "read_ahead_size": 4096,
+                "relative_tmp_dir": "t", "eviction": {"eviction_policy": "lru", "trigger_watermark": 0.8, "eviction_ratio": 0.2}}"#,
+        )
+        .unwrap();
+        assert_eq!((c.use_odirect, c.num_workers), (Switch(Wanted::Try), 8));
+        assert_eq!(c.capacity().unwrap(), Some(3 << 29));
+        assert_eq!(c.policy().unwrap().name(), "LRU");
+        let idle: Vec<_> = c.without_effect().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(idle, ["read_ahead_size", "eviction.trigger_watermark", "eviction.eviction_ratio"]);
+        let least = read(r#"{"base_path": "/d"}"#).unwrap();
+        assert_eq!(least, FsConfig::new("/d"));
+        assert_eq!(least.capacity().unwrap(), None);
+        assert_eq!(
+            read(r#"{"base_path": "/d", "use_odirect": "require"}"#).unwrap().use_odirect,
+            Switch(Wanted::Require)
+        );
+    }
+
+    #[test]
+    fn bad_settings_name_their_key() {
+        for (json, key) in [
+            (r#"{}"#, "base_path"),
+            (r#"{"base_path": ""}"#, "base_path"),
+            (r#"{"base_path": "/d", "base_pth": 1}"#, "base_pth"),
+            (r#"{"base_path": "/d", "num_workers": 0}"#, "num_workers"),
+            (r#"{"base_path": "/d", "num_workers": 4096}"#, "num_workers"),
+            (r#"{"base_path": "/d", "max_capacity_gb": -1}"#, "max_capacity_gb"),
+            (r#"{"base_path": "/d", "max_capacity_gb": 1e-9}"#, "max_capacity_gb"),
+            (r#"{"base_path": "/d", "max_capacity_gb": 1e30}"#, "max_capacity_gb"),
+            (r#"{"base_path": "/d", "eviction_policy": "LRUU"}"#, "eviction_policy"),
+            (
+                r#"{"base_path": "/d", "eviction_policy": "LRU", "eviction": {"eviction_policy": "FIFO"}}"#,
+                "eviction_policy",
+            ),
+            (r#"{"base_path": "/d", "sync": "sometimes"}"#, "sometimes"),
+            (r#"{"base_path": "/d", "use_odirect": "maybe"}"#, "require"),
+            (r#"{"base_path": "/d", "name": ""}"#, "name"),
+        ] {
+            let e = read(json).unwrap_err();
+            assert!(e.contains(key), "{json}: {e}");
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! The adapter.
+
+use std::pin::Pin as Pinned;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use kvstrata_core::{Error, ErrorKind, Instant, Namespace, Result};
+use kvstrata_disk::{NewObject, Settings, Store, StoreStats, Writer};
+use kvstrata_io::{Disk, IoEngine, OsDisk, OsOptions};
+use kvstrata_l2::{
+    Adapter, Answer, Context, Driver, Fail, Found, Get, GetSink, Keys, L2Desc, L2List, L2Remove, L2Store,
+    L2Usage, ListPage, MemoryKinds, Miss, Probe, Put, PutSink, Sink, StoreUsage, closed, timed_out, until,
+};
+use parking_lot::Mutex;
+
+use crate::FsConfig;
+use crate::jobs::{Loading, Storing, wrong_length};
+use crate::latch::latch;
+
+/// What the adapter is given instead of reaching for it.
+#[derive(Debug)]
+pub struct FsContext<D: Disk> {
+    /// The file system, whose engine has the threads that load and store.
+    pub disk: Arc<D>,
+    /// The clock of all deadlines, and where the tasks that watch them run.
+    pub l2: Context,
+    /// Who writes: the process and a number drawn at random.
+    pub writer: Writer,
+    /// What will be stored; a store that was written with other settings is refused.
+    pub namespaces: Vec<Namespace>,
+}
+
+/// An adapter over one directory. Cheap to clone.
+#[derive(Debug)]
+pub struct FsStore<D: Disk>(Arc<Inner<D>>);
+
+impl<D: Disk> Clone for FsStore<D> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+#[derive(Debug)]
+struct Inner<D: Disk> {
+    desc: L2Desc,
+    store: Arc<Store<D>>,
+    driver: Driver,
+}
+
+/// Opens an adapter over this machine's file systems, with `num_workers` threads of its own.
+///
+/// # Errors
+/// As [`FsStore::open`].
+pub fn open_os(
+    config: &FsConfig,
+    l2: Context,
+    writer: Writer,
+    namespaces: Vec<Namespace>,
+) -> Result<FsStore<OsDisk>> {
+    config.validate()?;
+    let options =
+        OsOptions { threads: config.num_workers, thread_name: "kvs-fs".into(), ..OsOptions::default() };
+    let disk = OsDisk::new(options).map_err(|e| Error::io("start disk threads", e))?;
+    FsStore::open(config, FsContext { disk: Arc::new(disk), l2, writer, namespaces })
+}
+
+impl<D: Disk> FsStore<D> {
+    /// Opens the store in `base_path`, or makes one. Blocks while the index is recovered.
+    ///
+    /// # Errors
+    /// Before anything is changed: `Invalid` names the key and what would be accepted; `Mismatch` what differs from the
+    /// store that is there; `Busy` if another adapter or process has it open; `NoSpace`, `Io` as the device says.
+    pub fn open(config: &FsConfig, cx: FsContext<D>) -> Result<Self> {
+        config.validate()?;
+        for (key, why) in config.without_effect() {
+            tracing::warn!(adapter = %config.name, "{key} has no effect: {why}");
+        }
+        let capacity = config.capacity()?;
+        let store = Store::open(
+            cx.disk,
+            Settings {
+                root: config.base_path.clone(),
+                tmp: config.relative_tmp_dir.clone(),
+                capacity,
+                policy: config.policy()?,
+                durability: config.durability(),
+                direct: config.use_odirect.0,
+                no_atime: config.no_atime.0,
+                writer: cx.writer,
+                namespaces: cx.namespaces,
+            },
+        )
+        .map_err(|e| e.with("adapter", &config.name))?;
+        let desc = L2Desc {
+            name: config.name.clone(),
+            alignment: 4096,
+            kinds: MemoryKinds::HOST,
+            max_batch: 4096,
+            durable: true,
+            shared: false,
+        };
+        Ok(Self(Arc::new(Inner { desc, store, driver: Driver::new(cx.l2) })))
+    }
+
+    /// The adapter with everything it offers.
+    pub fn adapter(&self) -> Adapter {
+        Adapter {
+            store: Arc::new(self.clone()),
+            remove: Some(Arc::new(self.clone())),
+            list: Some(Arc::new(self.clone())),
+            usage: Some(Arc::new(self.clone())),
+        }
+    }
+
+    /// The store underneath.
+    pub fn store(&self) -> &Arc<Store<D>> {
+        &self.0.store
+    }
+
+    /// What the store counted.
+    pub fn stats(&self) -> StoreStats {
+        self.0.store.stats()
+    }
+
+    /// Refuses a request that is late or comes after the shutdown before any job begins.
+    fn refuse(&self, operation: &'static str, deadline: Instant) -> Option<Error> {
+        if self.0.driver.is_closed() {
+            return Some(closed(operation));
+        }
+        (deadline <= self.0.driver.timer().now()).then(|| timed_out(operation, deadline))
+    }
+
+    /// Watches the deadline of a request whose jobs are on their way, and waits for its answers.
+    async fn watch<T: Fail>(
+        &self,
+        operation: &'static str,
+        deadline: Instant,
+        done: Sink<T>,
+        idle: crate::latch::Idle,
+    ) {
+        self.0.driver.run(operation, deadline, done, idle).await;
+    }
+
+    fn begin_put(&self, request: Put, done: &PutSink) -> crate::latch::Idle {
+        let (job, idle) = latch();
+        let mut objects = Vec::with_capacity(request.items.len());
+        let mut bufs = Vec::with_capacity(request.items.len());
+        for (position, item) in request.items.into_iter().enumerate() {
+            let bytes = item.layout.bytes();
+            if item.buf.len() as u64 != bytes {
+                done.answer(position, Err(wrong_length("store object", item.buf.len(), bytes)));
+                continue;
+            }
+            if !MemoryKinds::HOST.takes(item.buf.region().kind()) {
+                done.answer(position, Err(not_host("store object")));
+                continue;
+            }
+            objects.push(NewObject {
+                key: item.key,
+                layout: item.layout.id(),
+                len: bytes,
+                digest: item.digest,
+            });
+            bufs.push((position, item.buf));
+        }
+        let begun = self.0.store.begin(&objects);
+        // Head first, so that what a deadline or a limit cuts off is the tail.
+        for ((object, begin), (position, buf)) in objects.into_iter().zip(begun).zip(bufs) {
+            let store = Arc::clone(&self.0.store);
+            Storing { store, buf, position, done: done.clone(), job: job.clone() }.go(object, begin);
+        }
+        idle
+    }
+
+    fn begin_get(&self, request: Get, done: &GetSink) -> crate::latch::Idle {
+        let (job, idle) = latch();
+        let mut wanted = Vec::with_capacity(request.items.len());
+        let mut bufs = Vec::with_capacity(request.items.len());
+        for (position, item) in request.items.into_iter().enumerate() {
+            let bytes = item.layout.bytes();
+            if item.buf.len() as u64 != bytes {
+                let e = wrong_length("load object", item.buf.len(), bytes);
+                done.answer(position, Answer::Failed(e, Some(item.buf)));
+                continue;
+            }
+            if !MemoryKinds::HOST.takes(item.buf.region().kind()) {
+                done.answer(position, Answer::Failed(not_host("load object"), Some(item.buf)));
+                continue;
+            }
+            wanted.push((item.key, item.layout.id()));
+            bufs.push((position, bytes, item.buf));
+        }
+        for ((position, bytes, buf), pin) in bufs.into_iter().zip(self.0.store.pin(&wanted)) {
+            match pin {
+                Ok(pin) if pin.found().len != bytes => {
+                    done.answer(position, Answer::Miss(Miss::Layout, Some(buf)));
+                }
+                Ok(pin) => {
+                    let store = Arc::clone(&self.0.store);
+                    Loading { store, pin, buf, position, done: done.clone(), job: job.clone() }.spawn();
+                }
+                Err(miss) => {
+                    done.answer(position, Answer::Miss(miss, Some(buf)));
+                }
+            }
+        }
+        idle
+    }
+}
+
+fn not_host(operation: &'static str) -> Error {
+    Error::new(ErrorKind::Unsupported, operation, "this adapter moves bytes from and to host memory only")
+}
+
+#[async_trait]
+impl<D: Disk> L2Store for FsStore<D> {
+    fn desc(&self) -> &L2Desc {
+        &self.0.desc
+    }
+
+    async fn put(&self, request: Put, done: PutSink) {
+        const OP: &str = "store objects";
+        let deadline = request.deadline;
+        if let Some(e) = self.refuse(OP, deadline) {
+            drop(request);
+            return done.answer_rest(|_| Err(e.clone()));
+        }
+        let idle = self.begin_put(request, &done);
+        self.watch(OP, deadline, done, idle).await;
+    }
+
+    async fn get(&self, request: Get, done: GetSink) {
+        const OP: &str = "load objects";
+        let deadline = request.deadline;
+        if let Some(e) = self.refuse(OP, deadline) {
+            for (position, item) in request.items.into_iter().enumerate() {
+                done.answer(position, Answer::Failed(e.clone(), Some(item.buf)));
+            }
+            return;
+        }
+        let idle = self.begin_get(request, &done);
+        self.watch(OP, deadline, done, idle).await;
+    }
+
+    async fn probe(&self, request: Probe) -> Vec<Result<Option<Found>>> {
+        if let Some(e) = self.refuse("look objects up", request.deadline) {
+            return request.keys.iter().map(|_| Err(e.clone())).collect();
+        }
+        self.0.store.probe(&request.keys).into_iter().map(Ok).collect()
+    }
+
+    async fn shutdown(&self, deadline: Instant) -> Result<()> {
+        self.0.driver.shutdown(deadline).await?;
+        let store = Arc::clone(&self.0.store);
+        let (job, mut idle) = latch();
+        let close = Box::new(move || {
+            store.close();
+            drop(job);
+        });
+        if let Err(close) = self.0.store.disk().engine().spawn(false, close) {
+            // The engine went first; the snapshot is written here instead.
+            close();
+        }
+        until(&**self.0.driver.timer(), deadline, Pinned::new(&mut idle))
+            .await
+            .ok_or_else(|| timed_out("shut adapter down", deadline))
+    }
+}
+
+#[async_trait]
+impl<D: Disk> L2Remove for FsStore<D> {
+    async fn remove(&self, keys: Keys, deadline: Instant) -> Vec<Result<bool>> {
+        const OP: &str = "remove objects";
+        if let Some(e) = self.refuse(OP, deadline) {
+            return keys.iter().map(|_| Err(e.clone())).collect();
+        }
+        let answers: Arc<Mutex<Vec<Option<Result<bool>>>>> = Arc::new(Mutex::new(vec![None; keys.len()]));
+        let (job, idle) = latch();
+        for (at, key) in keys.iter().cloned().enumerate() {
+            let (answers, job, store) = (Arc::clone(&answers), job.clone(), Arc::clone(&self.0.store));
+            store.clone().hold_then(&key.clone(), move |hold| {
+                // The wait for the key may have ended here and now: removing blocks, so it is an engine's work.
+                drop(store.disk().engine().spawn(
+                    false,
+                    Box::new(move || {
+                        let removed = hold.remove(&key);
+                        drop(hold);
+                        answers.lock()[at] = Some(removed);
+                        drop(job);
+                    }),
+                ));
+            });
+        }
+        drop(job);
+        let late = match self.0.driver.call(OP, deadline, idle).await {
+            // A job that the engine refused was dropped.
+            Ok(()) => closed(OP),
+            Err(e) => e,
+        };
+        answers.lock().iter_mut().map(|a| a.take().unwrap_or_else(|| Err(late.clone()))).collect()
+    }
+}
+
+#[async_trait]
+impl<D: Disk> L2List for FsStore<D> {
+    async fn list(&self, cursor: Option<&str>, limit: usize) -> Result<ListPage> {
+        if self.0.driver.is_closed() {
+            return Err(closed("list objects"));
+        }
+        self.0.store.list(cursor, limit)
+    }
+}
+
+impl<D: Disk> L2Usage for FsStore<D> {
+    fn usage(&self) -> StoreUsage {
+        self.0.store.usage()
+    }
+}

@@ -1,0 +1,174 @@
+//! One key's way through an engine's thread.
+
+use std::sync::Arc;
+
+use kvstrata_core::{Error, ErrorKind, Result};
+use kvstrata_disk::{Begin, Claim, HEADER_BYTES, LoadFault, NewObject, Pin, Store};
+use kvstrata_io::{Disk, IoEngine};
+use kvstrata_l2::{Answer, GetSink, Loaded, PutSink, Stored, closed};
+use kvstrata_mem::{ReadBuf, WriteBuf};
+
+use crate::latch::Job;
+
+/// One object on its way to the disk. The fields are dropped in this order: the job counts as ended when the buffer is
+/// free.
+pub(crate) struct Storing<D: Disk> {
+    pub(crate) store: Arc<Store<D>>,
+    pub(crate) buf: ReadBuf,
+    pub(crate) position: usize,
+    pub(crate) done: PutSink,
+    pub(crate) job: Job,
+}
+
+impl<D: Disk> Storing<D> {
+    fn answer(self, answer: Result<Stored>) {
+        let Self { buf, position, done, job, .. } = self;
+        drop(buf);
+        done.answer(position, answer);
+        drop(job);
+    }
+
+    /// Goes on from how the store began.
+    pub(crate) fn go(self, object: NewObject, begin: Begin<D>) {
+        match begin {
+            Begin::Present => self.answer(Ok(Stored::Present)),
+            Begin::Refused(e) => self.answer(Err(e)),
+            Begin::Claimed(claim) => self.spawn(claim),
+            Begin::Busy => {
+                // Somebody writes or removes this key: it is this one's turn after that.
+                let store = Arc::clone(&self.store);
+                let key = object.key.clone();
+                store.hold_then(&key, move |hold| {
+                    if self.done.is_open(self.position) {
+                        self.go_held(hold.begin(&object));
+                    }
+                });
+            }
+        }
+    }
+
+    /// As [`Self::go`], on whichever thread passed the key on.
+    fn go_held(self, begin: Begin<D>) {
+        match begin {
+            Begin::Claimed(claim) => self.spawn(claim),
+            Begin::Present => self.answer(Ok(Stored::Present)),
+            Begin::Refused(e) => self.answer(Err(e)),
+            Begin::Busy => unreachable!("the key is held"),
+        }
+    }
+
+    fn spawn(self, claim: Claim<D>) {
+        let store = Arc::clone(&self.store);
+        let (position, done) = (self.position, self.done.clone());
+        if store.disk().engine().spawn(false, Box::new(move || self.run(claim))).is_err() {
+            done.answer(position, Err(closed("store object")));
+        }
+    }
+
+    fn run(self, mut claim: Claim<D>) {
+        if !self.done.is_open(self.position) {
+            return;
+        }
+        let created = match self.write(&mut claim) {
+            Ok(created) => created,
+            Err(Failure::Reported(e)) => {
+                let e = claim.give_up(e);
+                return self.answer(Err(e));
+            }
+            Err(Failure::Write(e)) => {
+                let e = claim.failed(e);
+                return self.answer(Err(e));
+            }
+        };
+        // From here on no time-out answers the key: what has timed out is not published.
+        let Self { store, buf, position, done, job } = self;
+        drop(buf);
+        if let Some(right) = done.claim(position) {
+            let stored = claim.publish(created);
+            right.answer(stored);
+        }
+        store.snapshot_when_due();
+        drop(job);
+    }
+
+    fn write(&self, claim: &mut Claim<D>) -> Result<kvstrata_disk::Created<D>, Failure> {
+        claim.reserve().map_err(Failure::Reported)?;
+        loop {
+            let created = claim.create().map_err(Failure::Reported)?;
+            let bytes = claim.transfer(&created) as usize;
+            match self.store.disk().write_buf_at(&created.file, HEADER_BYTES, &self.buf, bytes) {
+                Ok(()) => return Ok(created),
+                Err(e) if claim.retry(&created, &e) => {}
+                Err(e) => return Err(Failure::Write(e)),
+            }
+        }
+    }
+}
+
+enum Failure {
+    Reported(Error),
+    Write(std::io::Error),
+}
+
+/// One object on its way from the disk.
+pub(crate) struct Loading<D: Disk> {
+    pub(crate) store: Arc<Store<D>>,
+    pub(crate) pin: Pin<D>,
+    pub(crate) buf: WriteBuf,
+    pub(crate) position: usize,
+    pub(crate) done: GetSink,
+    pub(crate) job: Job,
+}
+
+impl<D: Disk> Loading<D> {
+    pub(crate) fn spawn(self) {
+        let store = Arc::clone(&self.store);
+        let (position, done) = (self.position, self.done.clone());
+        if store.disk().engine().spawn(true, Box::new(move || self.run())).is_err() {
+            done.answer(position, Answer::Failed(closed("load object"), None));
+        }
+    }
+
+    fn run(self) {
+        let Self { store, mut pin, mut buf, position, done, job } = self;
+        if !done.is_open(position) {
+            return;
+        }
+        let answer = match read(&*store, &mut pin, &mut buf) {
+            Ok(got) => match pin.finish(got) {
+                Ok(found) => Answer::Loaded(Loaded { buf, found, verified: false }),
+                Err(fault) => fault_answer(fault, buf),
+            },
+            Err(fault) => fault_answer(fault, buf),
+        };
+        // If the key has timed out, the buffer ends here.
+        done.answer(position, answer);
+        drop(job);
+    }
+}
+
+fn fault_answer(fault: LoadFault, buf: WriteBuf) -> Answer {
+    match fault {
+        LoadFault::Miss(miss) => Answer::Miss(miss, Some(buf)),
+        LoadFault::Failed(e) => Answer::Failed(e, Some(buf)),
+    }
+}
+
+fn read<D: Disk>(store: &Store<D>, pin: &mut Pin<D>, buf: &mut WriteBuf) -> Result<u64, LoadFault> {
+    loop {
+        let opened = pin.open()?;
+        let bytes = pin.transfer(&opened) as usize;
+        match store.disk().read_buf_at(&opened.file, HEADER_BYTES, buf, bytes) {
+            Ok(got) => return Ok(got as u64),
+            Err(e) if pin.retry(&opened, &e) => {}
+            Err(e) => return Err(pin.failed(e)),
+        }
+    }
+}
+
+/// Refuses a buffer that does not fit its layout.
+pub(crate) fn wrong_length(operation: &'static str, buf: usize, layout: u64) -> Error {
+    Error::new(ErrorKind::Invalid, operation, "the buffer is not as long as the layout says")
+        .with("buffer", buf)
+        .with("layout", layout)
+}

@@ -1,0 +1,80 @@
+//! Counts the jobs of a request that still hold its buffers.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+
+/// One job that holds buffers. Clones are further jobs.
+#[derive(Debug)]
+pub(crate) struct Job(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    jobs: usize,
+    waiting: Option<Waker>,
+}
+
+/// Resolves when the last job is gone.
+#[derive(Debug)]
+pub(crate) struct Idle(Arc<Shared>);
+
+/// The first job, and the wait for all of them.
+pub(crate) fn latch() -> (Job, Idle) {
+    let shared = Arc::new(Shared(Mutex::new(State { jobs: 1, waiting: None })));
+    (Job(Arc::clone(&shared)), Idle(shared))
+}
+
+impl Clone for Job {
+    fn clone(&self) -> Self {
+        self.0.0.lock().jobs += 1;
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        let wake = {
+            let mut state = self.0.0.lock();
+            state.jobs -= 1;
+            if state.jobs == 0 { state.waiting.take() } else { None }
+        };
+        if let Some(waker) = wake {
+            waker.wake();
+        }
+    }
+}
+
+impl Future for Idle {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.0.0.lock();
+        if state.jobs == 0 {
+            return Poll::Ready(());
+        }
+        state.waiting = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_job_ends_the_wait() {
+        let (first, mut idle) = latch();
+        let second = first.clone();
+        let poll = |idle: &mut Idle| Pin::new(idle).poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        drop(first);
+        assert!(!poll(&mut idle));
+        drop(second);
+        assert!(poll(&mut idle));
+    }
+}

@@ -1,0 +1,101 @@
+//! The adapter against its obligations: through the page cache, past it, and where the file system refuses that.
+
+mod common;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use kvstrata_core::{Error, Result};
+use kvstrata_disk::Wanted;
+use kvstrata_io::{OsDisk, OsOptions};
+use kvstrata_l2::Context;
+use kvstrata_l2_fs::{FsConfig, FsContext, FsStore, Switch};
+use kvstrata_testkit::conformance::{Factory, Ignored, Subject, Suite};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+/// Stores in directories below `base`.
+struct Fs {
+    base: PathBuf,
+    direct: Wanted,
+    /// Whether direct transfers do work there.
+    works: bool,
+}
+
+fn open(config: &FsConfig, disk: &Arc<OsDisk>, cx: Context) -> Result<FsStore<OsDisk>> {
+    let cx = FsContext { disk: Arc::clone(disk), l2: cx, writer: common::writer(), namespaces: vec![] };
+    FsStore::open(config, cx)
+}
+
+#[async_trait::async_trait]
+impl Factory for Fs {
+    async fn open(&self, cx: Context, capacity: Option<u64>) -> Result<Subject> {
+        let dir = tempfile::tempdir_in(&self.base).map_err(|e| Error::io("make directory", e))?;
+        let disk = Arc::new(OsDisk::new(OsOptions::default()).map_err(|e| Error::io("start threads", e))?);
+        let config = FsConfig {
+            max_capacity_gb: capacity.unwrap_or(0) as f64 / f64::from(1 << 30),
+            use_odirect: Switch(self.direct),
+            ..FsConfig::new(dir.path().join("kv"))
+        };
+        let fs = open(&config, &disk, cx)?;
+        assert_eq!(
+            fs.store().direct(),
+            (self.works, self.works),
+            "direct transfers are what this run is about"
+        );
+        let adapter = fs.adapter();
+        let root = config.base_path.clone();
+        let reopen = {
+            let disk = Arc::clone(&disk);
+            move |cx| {
+                let (config, disk) = (config.clone(), Arc::clone(&disk));
+                Box::pin(async move { Ok(open(&config, &disk, cx)?.adapter()) }) as _
+            }
+        };
+        Ok(Subject {
+            reopen: Some(Box::new(reopen)),
+            damage: Some(Box::new(move |damage| common::damage(&root, damage))),
+            device: Some(common::Hang::new(disk)),
+            keep: Box::new(dir),
+            ..Subject::new(adapter)
+        })
+    }
+}
+
+fn trials(mode: &str, suite: &Suite, ignored: Option<&str>) -> Vec<Trial> {
+    let cases = suite.cases().into_iter().map(|case| {
+        let why = ignored.map(str::to_owned);
+        Trial::ignorable_test(format!("{mode}/{}", case.name()), move || match why {
+            Some(why) => Ok(Completion::ignored_with(why)),
+            None => match case.run() {
+                Ok(()) => Ok(Completion::Completed),
+                Err(Ignored(reason)) => Err(Failed::from(format!("did not run, and has to: {reason}"))),
+            },
+        })
+    });
+    cases.collect()
+}
+
+fn main() -> ExitCode {
+    let mounts = common::namespace::enter();
+    let base = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let buffered = Fs { base: base.clone(), direct: Wanted::Off, works: false };
+    let mut all = trials("buffered", &Suite::new(buffered), None);
+
+    let direct = || Fs { base: base.clone(), direct: Wanted::Require, works: true };
+    let refused = {
+        let dir = tempfile::tempdir_in(&base).expect("a directory");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let disk = Arc::new(OsDisk::new(OsOptions::default()).expect("threads"));
+        let config =
+            FsConfig { use_odirect: Switch(Wanted::Require), ..FsConfig::new(dir.path().join("kv")) };
+        open(&config, &disk, Context::tokio(runtime.handle().clone())).err().map(|e| e.to_string())
+    };
+    all.extend(trials("direct", &Suite::new(direct()), refused.as_deref()));
+
+    let ramfs = mounts.and_then(|at| common::namespace::mount(&at, "ramfs", "ramfs", "mode=0700"));
+    let why = ramfs.as_ref().err().cloned();
+    let refused = Fs { base: ramfs.unwrap_or_default(), direct: Wanted::Try, works: false };
+    all.extend(trials("refused", &Suite::new(refused), why.as_deref()));
+    libtest_mimic::run(&Arguments::from_args(), all).exit_code()
+}
