@@ -4,6 +4,27 @@
 //! backend can, the optional traits beside it; an [`Adapter`] holds what it offers. The conformance suite in
 //! `kvstrata-testkit` has one test per numbered obligation, and every adapter and every decorator runs it.
 //!
+//! An answer goes to the request's sink when it is there, each key exactly once:
+//!
+//! ```
+//! use std::sync::Arc;
+//! use kvstrata_core::Error;
+//! use kvstrata_l2::{PutSink, Stored};
+//!
+//! let done = PutSink::new(2, Arc::new(|position, answer: Result<Stored, Error>| match answer {
+//!     Ok(stored) => println!("key {position}: {stored:?}"),
+//!     Err(why) => println!("key {position} was not stored: {why}"),
+//! }));
+//! assert!(done.answer(1, Ok(Stored::Written)));
+//! assert!(!done.answer(1, Ok(Stored::Present)), "the first answer counts");
+//! assert_eq!(done.left(), 1);
+//! drop(done); // An adapter that loses a request is found out: key 0 is answered with an error.
+//! ```
+//!
+//! [`Checked`] goes on top of every adapter, and is the one place where digests are made and checked. [`Driver`] is how an
+//! adapter keeps its promises about buffers and deadlines when its device is a future; what it needs from outside, a clock
+//! and a place to run tasks, is its [`Context`].
+//!
 //! Architecture invariant: this crate knows no backend. Nothing here retries: deadlines and retries belong to the manager.
 #![forbid(unsafe_code)]
 

@@ -59,6 +59,30 @@ impl Stream {
     }
 }
 
+/// Words made at once: counters that are only added to become vector registers, where a product per word would not.
+const LANES: usize = 8;
+
+/// The next words of a stream, [`LANES`] at a time.
+struct Lanes {
+    sums: [u64; LANES],
+    step: u64,
+    c: u64,
+}
+
+impl Lanes {
+    fn new(stream: Stream, first: u64) -> Self {
+        let [a, b, c] = stream.0;
+        let sums = std::array::from_fn(|i| a.wrapping_add((first + i as u64).wrapping_mul(b)));
+        Self { sums, step: b.wrapping_mul(LANES as u64), c }
+    }
+
+    fn take(&mut self) -> [[u8; 8]; LANES] {
+        let words = self.sums.map(|sum| (sum ^ self.c).to_le_bytes());
+        self.sums = self.sums.map(|sum| sum.wrapping_add(self.step));
+        words
+    }
+}
+
 /// Writes the first `bytes.len()` bytes of the key's payload.
 pub fn fill(key: &ObjectKey, bytes: &mut [u8]) {
     fill_at(key, 0, bytes);
@@ -73,12 +97,15 @@ pub fn fill_at(key: &ObjectKey, offset: u64, bytes: &mut [u8]) {
         *byte = stream.byte(at);
     }
     let start = (offset + head as u64) / 8;
+    let mut lanes = Lanes::new(stream, start);
     let (words, tail) = rest.as_chunks_mut::<8>();
-    for (i, word) in (start..).zip(&mut *words) {
-        *word = stream.word(i);
+    let (blocks, odd) = words.as_chunks_mut::<LANES>();
+    for block in blocks {
+        *block = lanes.take();
     }
-    let after = stream.word(start + words.len() as u64);
-    tail.copy_from_slice(&after[..tail.len()]);
+    let last = lanes.take();
+    odd.copy_from_slice(&last[..odd.len()]);
+    tail.copy_from_slice(&last[odd.len()][..tail.len()]);
 }
 
 /// Compares `bytes` with the key's payload.
@@ -98,13 +125,23 @@ pub fn check_at(key: &ObjectKey, offset: u64, bytes: &[u8]) -> Result<(), WrongB
     let head = ((8 - offset % 8) % 8).min(bytes.len() as u64) as usize;
     let (first, rest) = bytes.split_at(head);
     let start = (offset + head as u64) / 8;
+    let mut lanes = Lanes::new(stream, start);
     let (words, tail) = rest.as_chunks::<8>();
-    let bytewise = |from: u64, part: &[u8]| (from..).zip(part).all(|(at, b)| *b == stream.byte(at));
+    let (blocks, odd) = words.as_chunks::<LANES>();
     // Without an early exit, so that the loop becomes vector code; wrong bytes are the exception.
-    let differs = (start..)
-        .zip(words)
-        .fold(0, |d, (i, w)| d | (u64::from_ne_bytes(*w) ^ u64::from_ne_bytes(stream.word(i))));
-    if differs == 0 && bytewise(offset, first) && bytewise((start + words.len() as u64) * 8, tail) {
+    let mut differs = [0; LANES];
+    for block in blocks {
+        let right = lanes.take();
+        for ((d, is), right) in differs.iter_mut().zip(block).zip(right) {
+            *d |= u64::from_ne_bytes(*is) ^ u64::from_ne_bytes(right);
+        }
+    }
+    let last = lanes.take();
+    let same = differs == [0; LANES]
+        && odd == &last[..odd.len()]
+        && tail == &last[odd.len()][..tail.len()]
+        && (offset..).zip(first).all(|(at, b)| *b == stream.byte(at));
+    if same {
         return Ok(());
     }
     let mut wrong = (offset..).zip(bytes).filter(|(at, b)| **b != stream.byte(*at)).map(|(at, _)| at);
