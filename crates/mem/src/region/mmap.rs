@@ -123,6 +123,23 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs free huge pages: sysctl -w vm.nr_hugepages=4"]
+    fn explicit_huge_pages_are_set_aside_at_once_and_given_back() {
+        let before = machine::free_huge_pages().expect("a kernel with huge pages");
+        for prefault in [false, true] {
+            let options = RegionOptions { huge_pages: HugePages::Explicit, prefault, ..Default::default() };
+            let private = MmapRegion::new(4 << 20, &options).expect("two pages");
+            let shared = crate::MemfdRegion::new("huge", 4 << 20, &options).expect("two pages");
+            for region in [private as Arc<dyn Region>, shared] {
+                let slab = Slab::new(vec![region]).expect("slab");
+                let mut all = slab.pool("cache", 4 << 20).reserve(4 << 20, 2 << 20).expect("room");
+                all.write_at((4 << 20) - 1, &[7]).expect("inside");
+            }
+        }
+        assert_eq!(machine::free_huge_pages(), Some(before));
+    }
+
+    #[test]
     fn bad_sizes_and_nodes_are_refused_by_name() {
         let plain = RegionOptions::default();
         for len in [0, 1, 4095, 4097] {
