@@ -9,8 +9,9 @@ const AGAIN: usize = 1;
 /// Adaptive replacement: one LRU of what was used once, one of what was used again, each with ghosts of what left it. A
 /// ghost that is asked for moves the border between the two towards its own side.
 ///
-/// Memory: 24 bytes per slot, 4.2 per position with at most eight positions per resident, and at most 76 per ghost. Ghosts are at most twice as
-/// many as the most residents, and at most the capacity in weight; vectors grow by doubling.
+/// Memory: 24 bytes per slot, 4.2 per position with at most sixteen positions per resident, and at most 76 per ghost.
+/// Ghosts are at most twice as many as the most residents, and at most the capacity in weight; vectors grow by
+/// doubling.
 ///
 /// Source: Megiddo, Modha, "ARC: A Self-Tuning, Low Overhead Replacement Cache", FAST 2003, in weights instead of pages.
 #[derive(Debug)]

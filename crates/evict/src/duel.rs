@@ -84,7 +84,7 @@ impl Shadow {
 /// everything is admitted.
 ///
 /// Memory: that of [`SecondSighting`], and in shadows and their own memory of sightings about a sixth of it on top (at
-/// most 122 bytes per shadow entry, one for each sixteen residents of each).
+/// most 140 bytes per shadow entry, one for each sixteen residents of each).
 #[derive(Debug)]
 pub struct Duel {
     filter: SecondSighting,

@@ -3,7 +3,8 @@ use crate::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot};
 
 /// First in, first out: use does not matter.
 ///
-/// Memory: 16 bytes per slot and 4.2 per position, with at most four positions per resident; vectors grow by doubling.
+/// Memory: 16 bytes per slot and 4.2 per position, with at most sixteen positions per resident; vectors grow by
+/// doubling.
 #[derive(Debug)]
 pub struct Fifo {
     queue: Queues<()>,

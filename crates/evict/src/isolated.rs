@@ -20,8 +20,8 @@ struct Extra {
 /// tenant that stored last, then the others by how much of their quota they use. So as long as the quotas together
 /// fit into the capacity, one tenant's flood never evicts another that is within its quota.
 ///
-/// Memory: 32 bytes per slot, 4.2 per position with at most eight positions per resident, and 600 per tenant that holds
-/// anything or has a quota; vectors grow by doubling. Setting or deleting a quota goes over all residents once.
+/// Memory: 32 bytes per slot, 4.2 per position with at most sixteen positions per resident, and 600 per tenant that
+/// holds anything or has a quota; vectors grow by doubling. Setting or deleting a quota goes over all residents once.
 #[derive(Debug)]
 pub struct IsolatedLru {
     /// The shared queue, and one for each tenant to which a quota applies.

@@ -3,7 +3,8 @@ use crate::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot};
 
 /// Least recently used first. What is touched while pinned leaves its place at once, not when it is unpinned.
 ///
-/// Memory: 16 bytes per slot and 4.2 per position, with at most four positions per resident; vectors grow by doubling.
+/// Memory: 16 bytes per slot and 4.2 per position, with at most sixteen positions per resident; vectors grow by
+/// doubling.
 #[derive(Debug)]
 pub struct Lru {
     queue: Queues<()>,

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroU32;
 
-const SLOTS: u32 = 120;
-const CAPACITY: u64 = 400;
+const SLOTS: u32 = 60;
+const CAPACITY: u64 = 200;
 
 #[derive(Clone, Debug)]
 struct Item {
@@ -304,7 +304,7 @@ impl Model {
 type Step = (u8, u32, u32, u32);
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    prop::collection::vec((0..20_u8, 0..SLOTS, 0..200_u32, 1..30_u32), 1..1500)
+    prop::collection::vec((0..20_u8, 0..SLOTS, 0..150_u32, 1..30_u32), 1..2500)
 }
 
 fn agrees(name: &str, kind: Kind, steps: &[Step]) -> Result<(), TestCaseError> {
@@ -446,7 +446,7 @@ impl Account {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
     fn isolated_with_quotas(steps in steps()) {
         let mut policy = crate::IsolatedLru::default();

@@ -4,7 +4,8 @@ use crate::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot};
 /// Most recently used first. Entries of one request leave together, its last chunk first, so that what stays of it is a
 /// prefix.
 ///
-/// Memory: 16 bytes per slot and 4.3 per position, with at most eight positions per resident; vectors grow by doubling.
+/// Memory: 16 bytes per slot and 4.3 per position, with at most sixteen positions per resident; vectors grow by
+/// doubling.
 #[derive(Debug)]
 pub struct Mru {
     queue: Queues<()>,

@@ -11,7 +11,7 @@ const SWEEP_STEPS: usize = 4;
 /// The smallest ring.
 const MIN: usize = 64;
 /// A ring this many times as long as its members is made shorter.
-const SPARSE: usize = 8;
+const SPARSE: usize = 16;
 
 /// Members in the order of their arrival, in a ring of positions.
 ///
@@ -20,7 +20,8 @@ const SPARSE: usize = 8;
 /// from set bit to set bit. So hiding, showing, pushing and removing are O(1), and a walk costs what it returns.
 ///
 /// Positions left empty are won back by a sweep that moves members towards the tail, a few at every push. The ring is at
-/// most eight times as long as its members (or the smallest ring), and mostly two to four times.
+/// most sixteen times as long as its members (or the smallest ring), and mostly four to eight times: a shorter one would
+/// be swept more often, and four bytes a position are nothing beside a chunk.
 #[derive(Debug, Default)]
 pub(crate) struct Order {
     /// The slot at each position, by position modulo the (power of two) length.
@@ -208,7 +209,7 @@ impl Order {
                 self.sweep_step(table);
             }
         } else if (self.tail - self.head) as usize >= self.ring.len() / 4 * 3 {
-            if self.live > self.ring.len() / 2 || self.ring.is_empty() {
+            if self.live > self.ring.len() / 4 || self.ring.is_empty() {
                 self.resize(table, (self.ring.len() * 2).max(MIN));
             } else {
                 self.sweep = Some(Sweep { read: self.tail, write: self.tail });
@@ -280,6 +281,10 @@ impl Order {
             }
             table.node(slot).place = at as u32;
             at += 1;
+        }
+        // What is pushed next may begin a group, or go on with one that has lost all its members.
+        if let Some(old) = self.groups.as_ref().filter(|_| !self.ring.is_empty()) {
+            begins |= old.contains(self.index(self.tail));
         }
         if let Some(groups) = groups.as_mut().filter(|_| begins) {
             groups.insert(at);

@@ -19,8 +19,9 @@ struct Extra {
 /// Three queues: what is new waits in a small one, and comes into the main one if it was used meanwhile or was evicted
 /// lately; what leaves the main queue and was used goes round again.
 ///
-/// Memory: 32 bytes per slot, 4.2 per position with at most eight positions per resident, and at most 76 per ghost. Ghosts are at most as many
-/// as the most residents, and at most the main queue's share of the capacity in weight; vectors grow by doubling.
+/// Memory: 32 bytes per slot, 4.2 per position with at most sixteen positions per resident, and at most 76 per ghost.
+/// Ghosts are at most as many as the most residents, and at most the capacity in weight;
+/// vectors grow by doubling.
 ///
 /// Source: Yang, Zhang, Qiu, Yue, Vinayak, "FIFO queues are all you need for cache eviction", SOSP 2023.
 #[derive(Debug)]

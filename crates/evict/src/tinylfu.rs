@@ -16,8 +16,8 @@ const PROTECTED: usize = 3;
 /// is counted by a sketch that forgets. Of two that are asked for equally often the older goes, so that the chunks of one
 /// request leave from its last to its first.
 ///
-/// Memory: 24 bytes per slot, 4.2 per position with at most eight positions per resident, and 8 per resident (rounded up to a power of
-/// two) for the sketch; no ghosts; vectors grow by doubling.
+/// Memory: 24 bytes per slot, 4.2 per position with at most sixteen positions per resident, and 8 per resident (rounded
+/// up to a power of two) for the sketch; no ghosts; vectors grow by doubling.
 ///
 /// Source: Einziger, Friedman, Manes, "TinyLFU: A Highly Efficient Cache Admission Policy", 2017.
 #[derive(Debug)]
