@@ -1,6 +1,8 @@
 //! The adapter against its obligations: through the page cache, past it, and where the file system refuses that.
 
 mod common;
+#[path = "common/namespace.rs"]
+mod namespace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -77,7 +79,7 @@ fn trials(mode: &str, suite: &Suite, ignored: Option<&str>) -> Vec<Trial> {
 }
 
 fn main() -> ExitCode {
-    let mounts = common::namespace::enter();
+    let mounts = namespace::enter();
     let base = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let buffered = Fs { base: base.clone(), direct: Wanted::Off, works: false };
     let mut all = trials("buffered", &Suite::new(buffered), None);
@@ -93,7 +95,7 @@ fn main() -> ExitCode {
     };
     all.extend(trials("direct", &Suite::new(direct()), refused.as_deref()));
 
-    let ramfs = mounts.and_then(|at| common::namespace::mount(&at, "ramfs", "ramfs", "mode=0700"));
+    let ramfs = mounts.and_then(|at| namespace::mount(&at, "ramfs", "ramfs", "mode=0700"));
     let why = ramfs.as_ref().err().cloned();
     let refused = Fs { base: ramfs.unwrap_or_default(), direct: Wanted::Try, works: false };
     all.extend(trials("refused", &Suite::new(refused), why.as_deref()));

@@ -1,9 +1,6 @@
 //! What the tests of the adapter share.
-#![allow(dead_code, reason = "each test program uses its own part")]
 
-pub(crate) mod namespace;
-
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -95,37 +92,4 @@ impl Drop for Hang {
     fn drop(&mut self) {
         self.resume();
     }
-}
-
-/// What `du` would say of a directory, in bytes.
-pub(crate) fn du(path: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let meta = std::fs::symlink_metadata(path).expect("an entry");
-    let below: u64 = if meta.is_dir() {
-        std::fs::read_dir(path).expect("a directory").map(|e| du(&e.expect("an entry").path())).sum()
-    } else {
-        0
-    };
-    meta.blocks() * 512 + below
-}
-
-/// Every object file below a root.
-pub(crate) fn objects(root: &Path) -> Vec<PathBuf> {
-    let mut out = Vec::new();
-    for entry in std::fs::read_dir(root).expect("a directory") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            out.extend(objects(&path));
-        } else if path.extension().is_some_and(|e| e == "kv") {
-            out.push(path);
-        }
-    }
-    out
-}
-
-/// Something to compare a file with later.
-pub(crate) fn bytes(path: &Path) -> Vec<u8> {
-    let mut out = Vec::new();
-    std::io::Read::read_to_end(&mut File::open(path).expect("a file"), &mut out).expect("its bytes");
-    out
 }
