@@ -41,6 +41,7 @@ struct Model {
     request: Option<u64>,
     group: u64,
     hand: usize,
+    left: Vec<u32>,
     target: u64,
     again: bool,
     most: usize,
@@ -60,6 +61,7 @@ impl Model {
             request: None,
             group: 0,
             hand: 0,
+            left: Vec::new(),
             target: 0,
             again: false,
             most: 0,
@@ -230,6 +232,7 @@ impl Model {
             total += item.weight;
             out.push(item.slot);
         }
+        self.left.splice(0..0, out.iter().copied());
         if self.kind == Kind::Sieve && self.hand >= self.queues[0].len() {
             self.hand = 0;
         }
@@ -246,7 +249,18 @@ impl Model {
             }
             Kind::Lfu => self.queues[0].iter().filter(free).min_by_key(|item| item.uses).cloned(),
             Kind::Sieve => {
-                self.queues[0].iter().find(free)?;
+                // What was proposed last time and is still there: marked by its uses, in the order of the proposals.
+                while let Some(slot) = self.left.first().copied() {
+                    self.left.remove(0);
+                    let Some((_, at)) = self.find(slot) else { continue };
+                    let item = &mut self.queues[0][at];
+                    if item.uses == 2 && item.pins == 0 {
+                        return Some(item.clone());
+                    } else if item.uses == 2 {
+                        item.uses = 0;
+                    }
+                }
+                self.queues[0].iter().find(|item| item.pins == 0 && !out.contains(&item.slot))?;
                 loop {
                     if self.hand >= self.queues[0].len() {
                         self.hand = 0;
@@ -257,6 +271,7 @@ impl Model {
                         continue;
                     }
                     if std::mem::take(&mut item.uses) == 0 {
+                        item.uses = 2;
                         return Some(item.clone());
                     }
                 }
