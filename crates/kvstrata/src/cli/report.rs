@@ -74,7 +74,8 @@ pub(crate) struct Latency(Histogram<u64>);
 
 impl Latency {
     pub(crate) fn new() -> Self {
-        Self(Histogram::new(3).expect("three digits are allowed"))
+        // From a nanosecond to ten minutes.
+        Self(Histogram::new_with_bounds(1, 600_000_000_000, 3).expect("the bounds are in order"))
     }
 
     pub(crate) fn record(&mut self, took: Duration) {
@@ -116,4 +117,22 @@ pub(crate) fn bytes(n: u64) -> String {
 /// 10^9 bytes per second.
 pub(crate) fn gbps(bytes: u64, took: Duration) -> f64 {
     bytes as f64 / 1e9 / took.as_secs_f64().max(1e-9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_microseconds_of_what_was_recorded() {
+        let mut l = Latency::new();
+        (1..=1000).for_each(|ms| l.record(Duration::from_millis(ms)));
+        let p = l.percentiles();
+        assert!((p.p50 / 500_000.0 - 1.0).abs() < 2e-3 && (p.p99 / 990_000.0 - 1.0).abs() < 2e-3, "{p}");
+    }
+
+    #[test]
+    fn bytes_are_written_for_people() {
+        assert_eq!([bytes(0), bytes(1023), bytes(1536), bytes(5 << 30)], ["0 B", "1023 B", "1.50 KiB", "5.00 GiB"]);
+    }
 }
