@@ -40,7 +40,8 @@ pub struct Components {
 }
 
 impl Components {
-    /// Checks the settings, and then builds what they describe: policies, memory, adapters.
+    /// Checks the settings, and then builds what they describe: policies, memory, adapters. Blocks while a durable store is
+    /// recovered.
     ///
     /// # Errors
     /// As [`Settings::check`], before anything is changed; then what the machine refuses: too little memory or too few huge

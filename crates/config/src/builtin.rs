@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use kvstrata_core::{Error, Result};
+use kvstrata_disk::Writer;
 use kvstrata_l2::Adapter;
+use kvstrata_l2_fs::{FsConfig, open_os};
 use kvstrata_l2_mock::{Mock, MockConfig};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -13,19 +15,34 @@ use crate::registry::{AdapterFactory, BuildContext, Registry};
 use crate::warning::Warning;
 
 pub(crate) fn register(registry: Registry) -> Registry {
-    registry.with(MockFactory)
+    registry.with(MockFactory).with(FsFactory)
 }
 
 /// Settings in the adapter's own type: without the `type` that chose it, under the name it is to have.
-fn read<T: DeserializeOwned>(settings: &AdapterSettings, name: Option<&str>) -> Result<T> {
+fn read<T: DeserializeOwned>(settings: &AdapterSettings, name: &str) -> Result<T> {
     let mut keys = settings.keys().clone();
     keys.remove("type");
-    match name {
-        Some(name) => keys.insert("name".into(), name.into()),
-        None => keys.remove("name"),
-    };
-    serde_json::from_value(Value::Object(keys))
-        .map_err(|e| Error::invalid("read adapter settings", e.to_string()))
+    keys.insert("name".into(), name.into());
+    // Read from text with one key per line, because the error then says in which key it is.
+    let text = serde_json::to_string_pretty(&Value::Object(keys)).unwrap_or_default();
+    serde_json::from_str(&text).map_err(|e| {
+        let message = e.to_string();
+        let message = message.split(" at line ").next().unwrap_or_default();
+        let error = Error::invalid("read adapter settings", message);
+        // A key that is missing stands nowhere.
+        match key_at(&text, e.line()).filter(|_| !message.starts_with("missing")) {
+            Some(key) => error.with("key", key),
+            None => error,
+        }
+    })
+}
+
+/// The outermost key of the pretty-printed object that this line, counted from 1, belongs to. What a value's own type
+/// finds wrong may be placed behind the value, which for the last key is the closing brace.
+fn key_at(text: &str, line: usize) -> Option<&str> {
+    let before: Vec<&str> = text.lines().take(line).collect();
+    let key = before.iter().rev().find_map(|l| l.strip_prefix("  \""))?;
+    key.split_once("\":").map(|(key, _)| key)
 }
 
 /// Chunks in this process's memory, with a capacity and a ceiling on its bandwidth.
@@ -34,7 +51,7 @@ struct MockFactory;
 
 impl MockFactory {
     fn config(settings: &AdapterSettings, name: &str) -> Result<MockConfig> {
-        let config: MockConfig = read(settings, Some(name))?;
+        let config: MockConfig = read(settings, name)?;
         config.validate()?;
         Ok(config)
     }
@@ -59,5 +76,63 @@ impl AdapterFactory for MockFactory {
 
     fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
         Ok(Mock::open(&Self::config(settings, name)?, cx.l2.clone())?.adapter())
+    }
+}
+
+/// Local disks, one file per object.
+#[derive(Debug)]
+struct FsFactory;
+
+impl FsFactory {
+    fn config(settings: &AdapterSettings, name: &str) -> Result<FsConfig> {
+        let config: FsConfig = read(settings, name)?;
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+impl AdapterFactory for FsFactory {
+    fn names(&self) -> &'static [&'static str] {
+        &["fs", "fs_native"]
+    }
+
+    fn keys(&self) -> &'static [&'static str] {
+        &[
+            "base_path",
+            "use_odirect",
+            "num_workers",
+            "max_capacity_gb",
+            "read_ahead_size",
+            "relative_tmp_dir",
+            "eviction_policy",
+            "eviction",
+            "sync",
+            "no_atime",
+        ]
+    }
+
+    fn paths(&self, settings: &AdapterSettings) -> Vec<PathBuf> {
+        settings.keys().get("base_path").and_then(Value::as_str).map(PathBuf::from).into_iter().collect()
+    }
+
+    fn check(&self, settings: &AdapterSettings) -> Result<Vec<Warning>> {
+        // The name plays no part in what may be wrong.
+        let config = Self::config(settings, "fs")?;
+        let origin = format!("adapter at {}", config.base_path.display());
+        let mut said: Vec<_> = config
+            .without_effect()
+            .into_iter()
+            .map(|(key, why)| Warning::no_effect(key, &origin, why))
+            .collect();
+        if settings.keys().contains_key("max_capacity_gb") && config.capacity()?.is_none() {
+            said.push(Warning::new("max_capacity_gb", &origin, "is 0, which is no limit, as in LMCache"));
+        }
+        Ok(said)
+    }
+
+    fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
+        let config = Self::config(settings, name)?;
+        let writer = Writer { pid: std::process::id(), id: cx.run };
+        Ok(open_os(&config, cx.l2.clone(), writer, cx.namespaces.clone())?.adapter())
     }
 }

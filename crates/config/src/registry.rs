@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kvstrata_core::{Error, ErrorKind, Result};
+use kvstrata_core::{Error, ErrorKind, Namespace, Result};
 use kvstrata_l2::{Adapter, Context};
 use serde_json::Value;
 
@@ -19,12 +19,25 @@ const OP: &str = "read adapter settings";
 pub struct BuildContext {
     /// The clock of all deadlines, and the place where driver tasks run.
     pub l2: Context,
+    /// A number that no other run has: writers tell each other apart by it.
+    pub run: u64,
+    /// What will be stored; a durable store that was written with other settings is refused, with the field that differs.
+    pub namespaces: Vec<Namespace>,
 }
 
 impl BuildContext {
-    /// The context of a tokio runtime with its time enabled.
+    /// The context of a tokio runtime with its time enabled, with a run number drawn at random.
     pub fn tokio(runtime: tokio::runtime::Handle) -> Self {
-        Self { l2: Context::tokio(runtime) }
+        // The standard library seeds its hash maps from the system's random source.
+        let run = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
+        Self { l2: Context::tokio(runtime), run, namespaces: Vec::new() }
+    }
+
+    /// The same context for a store of these namespaces.
+    #[must_use]
+    pub fn storing(mut self, namespaces: Vec<Namespace>) -> Self {
+        self.namespaces = namespaces;
+        self
     }
 }
 
@@ -44,7 +57,7 @@ pub trait AdapterFactory: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// `Invalid` with the key and what would be accepted.
     fn check(&self, settings: &AdapterSettings) -> Result<Vec<Warning>>;
-    /// Makes the adapter; its description has this name.
+    /// Makes the adapter; its description has this name. May block while a store is recovered.
     ///
     /// # Errors
     /// As [`check`](Self::check), and whatever keeps it from opening.

@@ -110,7 +110,7 @@ async fn bad_settings_are_refused_before_anything_is_built() {
         (r#"{"type":"mock"}"#, "missing field `max_size_gb`"),
         (r#"{"type":"mock","max_size_gb":0,"mock_bandwidth_gb":1}"#, "max_size_gb"),
         (r#"{"type":"mock","max_size_gb":1,"mock_bandwidth_gb":-1}"#, "mock_bandwidth_gb"),
-        (r#"{"type":"mock","max_size_gb":"1","mock_bandwidth_gb":1}"#, "expected f64"),
+        (r#"{"type":"mock","max_size_gb":"1","mock_bandwidth_gb":1}"#, "expected f64 (key: max_size_gb"),
         (r#"{"type":"mock","max_size_gb":1,"mock_bandwith_gb":1}"#, "nearest is mock_bandwidth_gb"),
         (r#"{"type":"mok"}"#, "nearest is mock"),
     ] {
@@ -214,4 +214,66 @@ async fn a_type_from_elsewhere_is_taken_like_our_own() {
     let built = resolved.build(&context()).unwrap();
     let (name, weight, adapter) = &built.adapters[0];
     assert_eq!((name.as_str(), *weight, adapter.store.desc().name.as_str()), ("foreign", 3, "foreign"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lmcaches_local_disk_is_a_store_that_is_found_again_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = format!("file://{}/kv", dir.path().display());
+    let extra = r#"{"use_odirect":false,"disk_io_threads":2}"#;
+    let flags = [
+        ("local_cpu", "false"),
+        ("use_only_staging_buffer", "true"),
+        ("max_local_cpu_size", "0.01"),
+        ("local_disk", base.as_str()),
+        ("max_local_disk_size", "0.05"),
+        ("extra_config", extra),
+    ];
+    assert_eq!(resolved(&flags).warnings, []);
+    assert!(!dir.path().join("kv").exists(), "reading settings makes nothing");
+    let keys = keys(50);
+    let m = manager(&flags);
+    assert_eq!(m.adapters()[0].1, "local_disk");
+    push(&m, &keys).await;
+    m.shutdown(Duration::from_secs(20)).await.unwrap();
+    drop(m);
+    let m = manager(&flags);
+    let sources = pull(&m, &keys).await;
+    assert!(sources.iter().all(|s| matches!(s, Some(Source::L2(_)))), "{sources:?}");
+    m.shutdown(Duration::from_secs(20)).await.unwrap();
+}
+
+#[tokio::test]
+async fn fs_settings_are_checked_and_what_does_nothing_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("kv");
+    let adapter =
+        |more: &str| format!(r#"{{"type":"fs_native","base_path":{:?}{more}}}"#, path.to_str().unwrap());
+    let said = |more: &str| {
+        let resolved = resolved(&[("l2-adapter", &adapter(more))]);
+        resolved.warnings.into_iter().map(|w| w.name).collect::<Vec<_>>()
+    };
+    assert_eq!(said(""), [""; 0]);
+    assert_eq!(said(r#","max_capacity_gb":0"#), ["max_capacity_gb"]);
+    assert_eq!(said(r#","max_capacity_gb":1,"read_ahead_size":4096"#), ["read_ahead_size"]);
+    assert_eq!(
+        said(r#","max_capacity_gb":1,"eviction":{"eviction_policy":"LRU","eviction_ratio":0.2}"#),
+        ["eviction.eviction_ratio"]
+    );
+    for (more, says) in [
+        (r#","max_capacity_gb":-1"#, "max_capacity_gb"),
+        (r#","num_workers":0"#, "num_workers"),
+        (r#","use_odirct":true"#, "nearest is use_odirect"),
+        (r#","eviction_policy":"LIFO""#, "noop, FIFO, LRU"),
+        (r#","base_path":7"#, "key: base_path"),
+        (r#","use_odirect":"maybe""#, "key: use_odirect"),
+        (r#","eviction":{"eviction_policy":1}"#, "key: eviction"),
+        (r#","eviction":{"policy":"LRU"}"#, "key: eviction"),
+    ] {
+        let flags = vec![("l2-adapter".to_owned(), Some(adapter(more)))];
+        let sources = Sources { flags, ..Sources::default() };
+        let e = Resolved::load(&sources, &Machine::here(), &Registry::builtin()).unwrap_err().to_string();
+        assert!(e.contains(says), "{more}: {e}");
+    }
+    assert!(!path.exists());
 }
