@@ -3,6 +3,7 @@
 //!
 //! - [`conformance`] has a case for each numbered obligation of an adapter.
 //! - [`trace`] reads traces in Mooncake's format, and makes them.
+//! - [`hits`] says what a cache of a given size and policy would hit on a trace, and what is possible at all.
 //! - [`payload`] makes the bytes of a key and recognises them.
 //! - [`arena`] is memory that shows who touches it after it was freed.
 //!
@@ -11,6 +12,7 @@
 
 pub mod arena;
 pub mod conformance;
+pub mod hits;
 pub mod payload;
 pub mod rng;
 pub mod trace;

@@ -1,9 +1,11 @@
 //! The command line: what can be asked, and what the exit status says.
 
 mod flags;
+mod plot;
 mod replay;
 mod report;
 mod show;
+mod simulate;
 mod stack;
 mod trace;
 
@@ -28,6 +30,7 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Replay(replay::ReplayArgs),
+    Simulate(simulate::SimulateArgs),
     Trace(trace::TraceArgs),
     /// Settings: where they come from and what they are
     #[command(subcommand)]
@@ -49,6 +52,7 @@ pub(crate) fn main() -> ExitCode {
     let done = runtime.block_on(async {
         match cli.command {
             Command::Replay(args) => replay::run(args).await,
+            Command::Simulate(args) => simulate::run(args),
             Command::Trace(args) => trace::run(&args),
             Command::Config(command) => show::run(command),
         }

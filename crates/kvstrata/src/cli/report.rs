@@ -35,18 +35,29 @@ pub(crate) struct Progress {
     what: &'static str,
     total: u64,
     done: u64,
+    tell: fn(u64) -> String,
 }
 
 impl Progress {
     pub(crate) fn new(what: &'static str, total: u64) -> Self {
-        let style =
-            ProgressStyle::with_template("{prefix:>10} [{bar:40}] {pos}/{len} {elapsed} (left: {eta}) {msg}");
+        Self::of(what, total, "{pos}/{len}", |n| n.to_string())
+    }
+
+    /// Progress in bytes.
+    pub(crate) fn bytes(what: &'static str, total: u64) -> Self {
+        Self::of(what, total, "{binary_bytes}/{binary_total_bytes}", bytes)
+    }
+
+    fn of(what: &'static str, total: u64, count: &str, tell: fn(u64) -> String) -> Self {
+        let style = ProgressStyle::with_template(&format!(
+            "{{prefix:>10}} [{{bar:40}}] {count} {{elapsed}} (left: {{eta}}) {{msg}}"
+        ));
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total).with_prefix(what);
             bar.set_style(style.expect("the template is constant").progress_chars("=> "));
             bar
         });
-        Self { bar, what, total, done: 0 }
+        Self { bar, what, total, done: 0, tell }
     }
 
     pub(crate) fn step(&mut self, n: u64) {
@@ -55,7 +66,9 @@ impl Progress {
         self.done += n;
         match &self.bar {
             Some(bar) => bar.set_position(self.done),
-            None if tenth(self.done) > before => eprintln!("{}: {}/{}", self.what, self.done, self.total),
+            None if tenth(self.done) > before => {
+                eprintln!("{}: {}/{}", self.what, (self.tell)(self.done), (self.tell)(self.total));
+            }
             None => {}
         }
     }
@@ -117,6 +130,19 @@ pub(crate) fn bytes(n: u64) -> String {
 /// 10^9 bytes per second.
 pub(crate) fn gbps(bytes: u64, took: Duration) -> f64 {
     bytes as f64 / 1e9 / took.as_secs_f64().max(1e-9)
+}
+
+/// Lines of cells under the first of them, the titles: the first `left` columns to the left, the others, numbers, to the
+/// right.
+pub(crate) fn columns(lines: &[Vec<String>], left: usize) {
+    let width = |c: usize| lines.iter().map(|l| l[c].chars().count()).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..lines.first().map_or(0, Vec::len)).map(width).collect();
+    for line in lines {
+        let cells: Vec<String> = (line.iter().zip(&widths).enumerate())
+            .map(|(c, (cell, w))| if c < left { format!("{cell:<w$}") } else { format!("{cell:>w$}") })
+            .collect();
+        println!("{}", cells.join("  ").trim_end());
+    }
 }
 
 #[cfg(test)]
