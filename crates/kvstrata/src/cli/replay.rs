@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use kvstrata_config::ByteSize;
 use kvstrata_core::{KeyMask, KeyScope, KvRank, Layout, ObjectKey};
-use kvstrata_manager::{Grant, Layouts, LoadMode, Manager, Reserved, Source, Wait};
+use kvstrata_manager::{Grant, Layouts, LoadMode, Manager, Request, Reserved, Source, Wait};
 use kvstrata_testkit::payload;
 use kvstrata_testkit::trace::{self, Reader};
 use serde::Serialize;
@@ -196,7 +196,7 @@ impl Replay {
         self.figures.blocks += keys.len() as u64;
         self.prefix_blocks += hits.prefix() as u64;
 
-        self.store(&manager, keys, hits.complement()).await?;
+        self.store(&manager, &rq, keys, hits.complement()).await?;
         manager.touch(&rq, keys, &hits);
         drop(loaded);
         self.watch_l2(&manager);
@@ -205,9 +205,16 @@ impl Replay {
 
     /// Stores what is missing, in as many steps as L1 has room for. With an L2 the steps go on while earlier ones drain;
     /// without one a second step would only evict the first.
-    async fn store(&mut self, manager: &Manager, keys: &[ObjectKey], mut missing: KeyMask) -> Result<()> {
+    async fn store(
+        &mut self,
+        manager: &Manager,
+        rq: &Request,
+        keys: &[ObjectKey],
+        mut missing: KeyMask,
+    ) -> Result<()> {
         let drains = !manager.adapters().is_empty();
-        let rq = manager.request(self.within);
+        // The load may have used its time up; the store has its own. To policies it is still the same request.
+        let rq = Request { deadline: rq.deadline + self.within, ..*rq };
         while !missing.is_clear() {
             let begun = Instant::now();
             let wait = if drains { Wait::UntilDeadline } else { Wait::No };
