@@ -22,6 +22,7 @@ fn manager(chunks: usize) -> (tokio::runtime::Runtime, Manager) {
         cache: slab.pool("cache", (chunks * UNIT) as u64),
         staging: slab.pool("staging", UNIT as u64),
         eviction: kvstrata_evict::by_name("lru").expect("known"),
+        admission: kvstrata_evict::admission_by_name("always").expect("known"),
         store: kvstrata_policy::store_by_name("default").expect("known"),
         prefetch: kvstrata_policy::prefetch_by_name("default").expect("known"),
         cx: Context::tokio(runtime.handle().clone()),

@@ -24,6 +24,8 @@ pub(crate) struct Entry {
     pub(crate) buf: ReadBuf,
     /// Readers and stores in flight. Above zero the entry is not evicted, and its policy knows it as pinned.
     pub(crate) pins: u32,
+    /// Not admitted: it leaves as soon as its stores are over.
+    pub(crate) passing: bool,
     /// Not found by lookups any more, and gone with the last pin.
     pub(crate) doomed: bool,
     /// Deleted by the caller: what a store in flight still writes is removed again.
@@ -116,6 +118,10 @@ impl Index {
     pub(crate) fn get_mut(&mut self, handle: Handle) -> Option<&mut Entry> {
         let place = &mut self.places[handle.slot.index()];
         (place.generation == handle.generation).then_some(place.entry.as_mut()).flatten()
+    }
+
+    pub(crate) fn at(&self, slot: Slot) -> &Entry {
+        self.places[slot.index()].entry.as_ref().expect("the slot is filled")
     }
 
     pub(crate) fn at_mut(&mut self, slot: Slot) -> &mut Entry {

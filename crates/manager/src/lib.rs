@@ -21,6 +21,7 @@
 //!         cache: slab.pool("cache", 6 << 20),
 //!         staging: slab.pool("staging", 2 << 20),
 //!         eviction: kvstrata_evict::by_name("lru")?,
+//!         admission: kvstrata_evict::admission_by_name("always")?,
 //!         store: kvstrata_policy::store_by_name("default")?,
 //!         prefetch: kvstrata_policy::prefetch_by_name("default")?,
 //!         cx: Context::tokio(tokio::runtime::Handle::current()),

@@ -2,11 +2,14 @@
 //! done outside comes out as [`Effect`]s.
 
 use std::collections::BinaryHeap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 use kvstrata_core::{Affinity, Error, ErrorKind, Instant, KeyMask, Layout, ObjectKey};
-use kvstrata_evict::{Access, Entry as PolicyEntry, EvictionPolicy, Removal, Slot, TenantId};
+use kvstrata_evict::{
+    Access, Admission, Entry as PolicyEntry, EvictionPolicy, Offer, Removal, Slot, TenantId, admit_chain,
+};
 use kvstrata_mem::{Allocate, ReadBuf, UNIT, WriteBuf};
 use kvstrata_policy::{L2Id, StorePolicy};
 
@@ -43,12 +46,15 @@ pub(crate) struct Granted {
     pub(crate) buf: WriteBuf,
     pub(crate) cx: Access,
     pub(crate) affinity: Affinity,
+    /// Not admitted to L1: it only passes through, in the staging budget.
+    pub(crate) passing: bool,
 }
 
 /// One key's answer to `Machine::reserve`.
 pub(crate) enum Room {
     Granted(Box<Granted>),
     Unwanted,
+    NotAdmitted,
     Resident,
     Busy,
     Refused(Error),
@@ -66,7 +72,9 @@ pub(crate) struct Arrival {
 pub(crate) struct Machine {
     pub(crate) index: Index,
     policy: Box<dyn EvictionPolicy>,
+    admission: Box<dyn Admission>,
     cache: Arc<dyn Allocate>,
+    staging: Arc<dyn Allocate>,
     pub(crate) store_policy: Box<dyn StorePolicy>,
     pub(crate) options: Options,
     /// Keys somebody is writing.
@@ -81,20 +89,28 @@ pub(crate) struct Machine {
     pub(crate) closed: bool,
     /// A pin or a reservation ended since the driver last looked: who waits for room may try again.
     pub(crate) roomier: bool,
+    /// What an object that is not here is taken to weigh: as much as the last that came.
+    typical: NonZeroU32,
     victims: Vec<Slot>,
 }
 
 impl Machine {
     pub(crate) fn new(
         cache: Arc<dyn Allocate>,
-        policy: Box<dyn EvictionPolicy>,
+        staging: Arc<dyn Allocate>,
+        mut policy: Box<dyn EvictionPolicy>,
+        mut admission: Box<dyn Admission>,
         store_policy: Box<dyn StorePolicy>,
         options: Options,
     ) -> Self {
+        policy.set_capacity(cache.usage().limit);
+        admission.set_capacity(cache.usage().limit);
         Self {
             index: Index::default(),
             policy,
+            admission,
             cache,
+            staging,
             store_policy,
             options,
             staged: KeyMap::default(),
@@ -107,6 +123,7 @@ impl Machine {
             effects: Vec::new(),
             closed: false,
             roomier: false,
+            typical: weight(options.typical_chunk),
             victims: Vec::new(),
         }
     }
@@ -121,8 +138,9 @@ impl Machine {
 
     // ---- reservations ------------------------------------------------------------------------------------------
 
-    /// Sets buffers aside for the wanted keys of a chain, first to last. What is resident or being written is skipped. At
-    /// the first key without room the rest is refused, and under [`Grant::Whole`] everything that was granted goes back.
+    /// Sets buffers aside for the wanted keys of a chain, first to last. What is resident or being written is skipped. What
+    /// is not admitted gets a staging buffer if there is an L2 to pass it on to. At the first key without room the rest is
+    /// refused, and under [`Grant::Whole`] everything that was granted goes back.
     pub(crate) fn reserve(
         &mut self,
         keys: &[ObjectKey],
@@ -143,18 +161,26 @@ impl Machine {
                 .sum();
             full = self.cannot_have(need);
         }
+        let admitted = self.admitted(keys, wanted, layouts, &cx);
+        let passes = self.tiers.iter().any(|t| !t.draining);
         let mut rooms = Vec::with_capacity(keys.len());
         for (i, key) in keys.iter().enumerate() {
+            let passing = admitted.get(i).is_some_and(|admitted| !admitted);
             rooms.push(if !wanted.get(i) {
                 Room::Unwanted
             } else if self.index.find(key).is_some() {
                 Room::Resident
             } else if self.staged.contains_key(key) {
                 Room::Busy
+            } else if passing && !passes {
+                self.stats.not_admitted += 1;
+                Room::NotAdmitted
             } else if let Some(e) = &full {
                 Room::Refused(e.clone())
             } else {
-                match self.room_for(layouts.at(i).bytes()) {
+                let bytes = layouts.at(i).bytes();
+                match if passing { self.staging.reserve(bytes as usize, UNIT) } else { self.room_for(bytes) }
+                {
                     Ok(buf) => {
                         self.staged.insert(key.clone(), ());
                         Room::Granted(Box::new(Granted {
@@ -164,6 +190,7 @@ impl Machine {
                             buf,
                             cx: Access { position: cx.position + i as u32, ..cx },
                             affinity,
+                            passing,
                         }))
                     }
                     Err(e) => Room::Refused(full.insert(e).clone()),
@@ -179,6 +206,59 @@ impl Machine {
             }
         }
         rooms
+    }
+
+    /// Which keys of a chain may stay in L1; empty if all may. A key that is resident or not wanted is no gap in the chain.
+    fn admitted(
+        &mut self,
+        keys: &[ObjectKey],
+        wanted: &KeyMask,
+        layouts: &Layouts,
+        cx: &Access,
+    ) -> Vec<bool> {
+        let mut out = Vec::new();
+        if self.admission.name() == "always" {
+            return out;
+        }
+        let bytes = |i: usize| layouts.at(i).bytes().next_multiple_of(UNIT as u64);
+        let is_new: Vec<bool> =
+            (0..keys.len()).map(|i| wanted.get(i) && self.index.find(&keys[i]).is_none()).collect();
+        let new_bytes: u64 = (0..keys.len()).filter(|i| is_new[*i]).map(bytes).sum();
+        let usage = self.cache.usage();
+        let free = usage.limit.saturating_sub(usage.used);
+        self.victims.clear();
+        if new_bytes > free {
+            self.policy.victims(new_bytes - free, &mut self.victims);
+        }
+        // Each new chunk's rival is the one that goes when the chunks before it have taken what is free.
+        let mut rivals = self.victims.iter().map(|slot| {
+            let entry = self.index.at(*slot);
+            (entry.buf.capacity() as u64, print(&entry.key))
+        });
+        let (mut taken, mut given, mut rival) = (0, free, None);
+        let chain: Vec<Offer> = (0..keys.len())
+            .map(|i| {
+                let mut offer = Offer {
+                    print: print(&keys[i]),
+                    weight: weight(bytes(i)),
+                    rival: None,
+                    resident: !is_new[i],
+                };
+                if is_new[i] {
+                    while taken >= given
+                        && let Some((bytes, print)) = rivals.next()
+                    {
+                        given += bytes;
+                        rival = Some(print);
+                    }
+                    offer.rival = rival;
+                    taken += bytes(i);
+                }
+                offer
+            })
+            .collect();
+        admit_chain(self.admission.as_mut(), &chain, cx, &mut out);
+        out
     }
 
     /// The writer of a reservation went away without a commit.
@@ -275,7 +355,7 @@ impl Machine {
                 Arrival { key: g.key, parent: None, layout: g.layout, buf: g.buf.seal(len), cx: g.cx };
             self.stats.commits += 1;
             self.stats.committed_bytes += len as u64;
-            handles.push(self.insert(slot, arrival, parent, hook.cloned()));
+            handles.push(self.insert(slot, arrival, parent, hook.cloned(), g.passing));
             answers[i] = Committed::Resident;
         }
         handles.reverse();
@@ -294,10 +374,11 @@ impl Machine {
         a: Arrival,
         parent: Option<Slot>,
         hook: Option<Arc<dyn StoredHook>>,
+        passing: bool,
     ) -> Handle {
         let entry = PolicyEntry {
             slot,
-            print: (a.key.fingerprint() >> 64) as u64,
+            print: print(&a.key),
             weight: u32::try_from(a.buf.capacity())
                 .unwrap_or(u32::MAX)
                 .try_into()
@@ -305,6 +386,7 @@ impl Machine {
             parent,
             tenant: self.tenant(a.key.scope().salt()),
         };
+        self.typical = entry.weight;
         let handle = self.index.insert(
             slot,
             Entry {
@@ -312,12 +394,16 @@ impl Machine {
                 layout: a.layout,
                 buf: a.buf,
                 pins: 0,
+                passing,
                 doomed: false,
                 deleted: false,
                 store: StoreState { hook, ..StoreState::default() },
             },
         );
-        self.policy.insert(entry, &a.cx);
+        // What only passes through is no candidate: it leaves by itself.
+        if !passing {
+            self.policy.insert(entry, &a.cx);
+        }
         handle
     }
 
@@ -328,7 +414,7 @@ impl Machine {
             None => {
                 let parent = arrival.parent.as_ref().and_then(|p| self.index.find(p));
                 let slot = self.index.take_slot();
-                self.insert(slot, arrival, parent, None);
+                self.insert(slot, arrival, parent, None, false);
                 slot
             }
         };
@@ -346,9 +432,12 @@ impl Machine {
             .iter()
             .enumerate()
             .map(|(i, key)| {
-                let Some(slot) = self.index.find(key).filter(|_| self.options.lookup_l1) else {
-                    let cx = Access { position: cx.position + i as u32, ..cx };
-                    self.policy.missed((key.fingerprint() >> 64) as u64, &cx);
+                let cx = Access { position: cx.position + i as u32, ..cx };
+                let slot = self.index.find(key).filter(|_| self.options.lookup_l1);
+                let weight = slot.map_or(self.typical, |s| weight(self.index.at(s).buf.capacity() as u64));
+                self.admission.asked(print(key), weight, &cx);
+                let Some(slot) = slot else {
+                    self.policy.missed(print(key), &cx);
                     return None;
                 };
                 self.pin(slot);
@@ -440,4 +529,14 @@ impl Machine {
     pub(crate) fn next_due(&self) -> Option<Instant> {
         self.retries.peek().map(|r| r.due)
     }
+}
+
+/// What policies know an object by.
+fn print(key: &ObjectKey) -> u64 {
+    (key.fingerprint() >> 64) as u64
+}
+
+/// What policies take a buffer of so many bytes to weigh.
+fn weight(capacity: u64) -> NonZeroU32 {
+    NonZeroU32::new(u32::try_from(capacity).unwrap_or(u32::MAX)).unwrap_or(NonZeroU32::MIN)
 }

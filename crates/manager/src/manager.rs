@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kvstrata_core::{Affinity, Error, ErrorKind, Instant, KeyMask, ObjectKey, Result};
-use kvstrata_evict::EvictionPolicy;
+use kvstrata_evict::{Admission, EvictionPolicy};
 use kvstrata_l2::{Adapter, Checked, Context, Put, PutItem, PutSink, Stored, Timer, Verify};
 use kvstrata_mem::{Allocate, SpaceWatch};
 use kvstrata_policy::{L2Id, PrefetchPolicy, StorePolicy};
@@ -30,6 +30,8 @@ pub struct Parts {
     pub staging: Arc<dyn Allocate>,
     /// Who leaves L1 first.
     pub eviction: Box<dyn EvictionPolicy>,
+    /// Who comes into L1.
+    pub admission: Box<dyn Admission>,
     /// Where chunks are stored.
     pub store: Box<dyn StorePolicy>,
     /// From where they are loaded.
@@ -231,7 +233,8 @@ impl Manager {
                 Error::invalid("make manager", "a store is tried at least once").with("store_attempts", 0)
             );
         }
-        let machine = Machine::new(Arc::clone(&parts.cache), parts.eviction, parts.store, options);
+        let (cache, staging) = (Arc::clone(&parts.cache), Arc::clone(&parts.staging));
+        let machine = Machine::new(cache, staging, parts.eviction, parts.admission, parts.store, options);
         let inner = Arc::new(Inner {
             machine: Mutex::new(machine),
             cache: parts.cache,
@@ -341,6 +344,7 @@ impl Manager {
                 Reserved::Granted(Reservation { granted: Some(granted), inner: Arc::clone(&self.0) })
             }
             Room::Unwanted => Reserved::Unwanted,
+            Room::NotAdmitted => Reserved::NotAdmitted,
             Room::Resident => Reserved::Resident,
             Room::Busy => Reserved::Busy,
             Room::Refused(e) => Reserved::Refused(e),

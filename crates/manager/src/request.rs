@@ -93,6 +93,8 @@ pub enum Reserved {
     Granted(Reservation),
     /// The key was not asked for.
     Unwanted,
+    /// An admission rule keeps the key out of L1, and there is no L2 to pass it on to.
+    NotAdmitted,
     /// The key is in L1 already.
     Resident,
     /// Somebody else is writing the key.
@@ -155,6 +157,8 @@ pub struct Options {
     pub store_timeout: Duration,
     /// Whether lookups answer from L1. Off where L1 is a staging buffer only.
     pub lookup_l1: bool,
+    /// The usual size of a chunk in bytes, for admission rules that weigh what they have not seen yet.
+    pub typical_chunk: u64,
     /// Whether digests are made and checked. Off only by choice; usage and metrics show it.
     pub digests: bool,
 }
@@ -167,6 +171,7 @@ impl Default for Options {
             store_backoff_max: Duration::from_secs(2),
             store_timeout: Duration::from_secs(30),
             lookup_l1: true,
+            typical_chunk: 1 << 20,
             digests: true,
         }
     }

@@ -24,6 +24,8 @@ pub struct Stats {
     pub aborts: u64,
     /// Keys that were refused room.
     pub declined: u64,
+    /// Keys that an admission rule kept out of L1 and that no adapter was there to take.
+    pub not_admitted: u64,
     /// Chunks evicted from L1 for room.
     pub evicted: u64,
     /// Bytes of those.

@@ -190,7 +190,7 @@ impl Machine {
     /// Every target has answered for good: tell the caller, and let the chunk leave L1 if the policy says so.
     fn settle(&mut self, handle: Handle) {
         let Some(entry) = self.index.get_mut(handle) else { return };
-        let (stored, failed) = (entry.store.stored, entry.store.failed);
+        let (stored, failed, passing) = (entry.store.stored, entry.store.failed, entry.passing);
         let hook = entry.store.hook.take();
         let key = entry.key.clone();
         if stored > 0
@@ -200,11 +200,12 @@ impl Machine {
             self.effects.push(Effect::Hook { hook, key: key.clone() });
         }
         let everywhere: KeyMask = [stored > 0 && failed == 0].into_iter().collect();
-        let leaves = if everywhere.is_full() {
-            self.store_policy.release(&[key], &everywhere).get(0)
-        } else {
-            self.store_policy.release_failed()
-        };
+        let leaves = passing
+            || if everywhere.is_full() {
+                self.store_policy.release(&[key], &everywhere).get(0)
+            } else {
+                self.store_policy.release_failed()
+            };
         if leaves {
             if stored == 0 {
                 self.stats.lost += 1;

@@ -98,7 +98,11 @@ async fn part_grants_a_prefix_and_whole_grants_all_or_nothing() {
     let hits = m.read(&rq, &a[..1]);
     let whole = m.try_reserve(&rq, &k[..2], &KeyMask::all(2), &layouts(), Grant::Whole);
     assert!(whole.iter().all(|r| matches!(r, Reserved::Refused(e) if e.kind() == ErrorKind::NoSpace)));
-    assert_eq!((m.usage().reserved, m.usage().stats.evicted), (0, 0), "a batch that cannot fit evicts nothing");
+    assert_eq!(
+        (m.usage().reserved, m.usage().stats.evicted),
+        (0, 0),
+        "a batch that cannot fit evicts nothing"
+    );
     drop(hits);
     let whole = m.try_reserve(&rq, &k[..2], &KeyMask::all(2), &layouts(), Grant::Whole);
     assert!(whole.iter().all(|r| matches!(r, Reserved::Granted(_))));

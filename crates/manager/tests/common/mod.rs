@@ -136,17 +136,29 @@ impl L2Store for Held {
 
 /// A manager with room for `cache` and `staging` chunks.
 pub fn manager(cache: usize, staging: usize, policies: [&str; 3], options: Options) -> Manager {
+    admitting("always", cache, staging, policies, options)
+}
+
+/// The same with an admission rule.
+pub fn admitting(
+    admission: &str,
+    cache: usize,
+    staging: usize,
+    policies: [&str; 3],
+    options: Options,
+) -> Manager {
     let slab = Slab::new(vec![HeapRegion::new((cache + staging).max(1) * CHUNK).unwrap()]).unwrap();
     let [eviction, store, prefetch] = policies;
     let parts = Parts {
         cache: slab.pool("cache", (cache * CHUNK) as u64),
         staging: slab.pool("staging", (staging * CHUNK) as u64),
         eviction: kvstrata_evict::by_name(eviction).unwrap(),
+        admission: kvstrata_evict::admission_by_name(admission).unwrap(),
         store: kvstrata_policy::store_by_name(store).unwrap(),
         prefetch: kvstrata_policy::prefetch_by_name(prefetch).unwrap(),
         cx: Context::tokio(tokio::runtime::Handle::current()),
     };
-    Manager::new(parts, options).unwrap()
+    Manager::new(parts, Options { typical_chunk: CHUNK as u64, ..options }).unwrap()
 }
 
 /// Stores a whole batch at once, each chunk filled with its position; how many were granted.
