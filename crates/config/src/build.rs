@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use kvstrata_core::Result;
-use kvstrata_evict::EvictionPolicy;
+use kvstrata_evict::{Admission, EvictionPolicy};
 use kvstrata_l2::Adapter;
 use kvstrata_manager::{Manager, Options, Parts};
 use kvstrata_mem::{Fallback, MmapRegion, Pool, Region, RegionOptions, ShmRegion, Slab, Stale};
@@ -27,6 +27,8 @@ pub struct Components {
     pub staging: Arc<Pool>,
     /// What leaves L1 when room is needed.
     pub eviction: Box<dyn EvictionPolicy>,
+    /// What may come into L1.
+    pub admission: Box<dyn Admission>,
     /// What is written to L2.
     pub store: Box<dyn StorePolicy>,
     /// What is loaded from L2, and what becomes of it.
@@ -58,6 +60,7 @@ impl Components {
         check::check(&settings, machine, registry)?;
         let policy = |e: &dyn fmt::Display| kvstrata_core::Error::invalid("build policy", e.to_string());
         let eviction = kvstrata_evict::by_name(&settings.eviction.policy).map_err(|e| policy(&e))?;
+        let admission = kvstrata_evict::admission_by_name(&settings.admission).map_err(|e| policy(&e))?;
         let store = kvstrata_policy::store_by_name(&settings.store.policy).map_err(|e| policy(&e))?;
         let prefetch =
             kvstrata_policy::prefetch_by_name(&settings.prefetch.policy).map_err(|e| policy(&e))?;
@@ -81,9 +84,10 @@ impl Components {
             store_backoff_max: settings.store.backoff_max,
             store_timeout: settings.deadlines.store_timeout,
             lookup_l1: !settings.staging_only(),
+            typical_chunk: 1 << 20,
             digests: settings.digests,
         };
-        Ok(Self { slab, cache, staging, eviction, store, prefetch, adapters, options, fallbacks })
+        Ok(Self { slab, cache, staging, eviction, admission, store, prefetch, adapters, options, fallbacks })
     }
 
     /// A manager of these parts, with its adapters.
@@ -95,6 +99,7 @@ impl Components {
             cache: self.cache,
             staging: self.staging,
             eviction: self.eviction,
+            admission: self.admission,
             store: self.store,
             prefetch: self.prefetch,
             cx: cx.l2.clone(),

@@ -130,6 +130,9 @@ fn policies(s: &Settings) -> Result<()> {
     if let Err(e) = kvstrata_evict::by_name(&s.eviction.policy) {
         return named("eviction.policy", &e, &s.eviction.policy, e.known());
     }
+    if let Err(e) = kvstrata_evict::admission_by_name(&s.admission) {
+        return named("admission", &e, &s.admission, e.known());
+    }
     if let Err(e) = kvstrata_policy::store_by_name(&s.store.policy) {
         return named("store.policy", &e, &s.store.policy, e.known);
     }

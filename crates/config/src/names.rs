@@ -133,6 +133,11 @@ pub(crate) static FIELDS: &[Field] = &[
     Field { path: "l1.numa", kind: Kind::Count, help: "take memory from this NUMA node" },
     Field { path: "l1.mlock", kind: Kind::Bool, help: "lock memory against swapping" },
     Field { path: "eviction.policy", kind: Kind::Text, help: "what leaves L1 when room is needed" },
+    Field {
+        path: "admission",
+        kind: Kind::Text,
+        help: "what may come into L1: always, second_sighting, tinylfu, duel",
+    },
     Field { path: "store.policy", kind: Kind::Text, help: "what is written to L2 and what then leaves L1" },
     Field { path: "store.retries", kind: Kind::Count, help: "further tries of a failed store" },
     Field {

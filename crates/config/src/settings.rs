@@ -25,6 +25,8 @@ pub struct Settings {
     pub l1: L1Settings,
     /// What leaves L1 when room is needed.
     pub eviction: EvictionSettings,
+    /// The name of the rule that says what may come into L1.
+    pub admission: String,
     /// What is written to L2, and how hard that is tried.
     pub store: StoreSettings,
     /// What is loaded from L2, and what becomes of it.
@@ -46,6 +48,7 @@ impl Default for Settings {
             use_only_staging_buffer: false,
             l1: L1Settings::default(),
             eviction: EvictionSettings::default(),
+            admission: "always".into(),
             store: StoreSettings::default(),
             prefetch: PrefetchSettings::default(),
             deadlines: DeadlineSettings::default(),

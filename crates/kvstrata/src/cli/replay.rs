@@ -74,6 +74,8 @@ struct Figures {
     evicted_blocks: u64,
     /// Blocks that L1 had no room for, and blocks that an adapter declined for good.
     declined_stores: u64,
+    /// Blocks that the admission rule kept out and no adapter was there to take.
+    not_admitted_blocks: u64,
     /// Loads that failed although a lookup had found the block.
     failed_loads: u64,
     /// Loads whose digest nobody checked.
@@ -91,6 +93,7 @@ struct Figures {
     #[serde(skip_serializing_if = "Option::is_none")]
     l2_hit_blocks_after_restart: Option<u64>,
     policy: String,
+    admission: String,
 }
 
 /// The replay in progress.
@@ -121,11 +124,12 @@ pub(crate) async fn run(args: ReplayArgs) -> Result<bool> {
     let scope = KeyScope::new("replay", KvRank::single(), 0, "")?;
     let mut replay = Replay {
         within: resolved.settings.deadlines.load_timeout,
-        stack: Stack::open(&resolved)?,
+        stack: Stack::open(&resolved, args.block_bytes.0)?,
         layouts: Layouts::from(layout),
         figures: Figures {
             schema_version: 1,
             policy: resolved.settings.eviction.policy.clone(),
+            admission: resolved.settings.admission.clone(),
             ..Figures::default()
         },
         prefix_blocks: 0,
@@ -140,7 +144,7 @@ pub(crate) async fn run(args: ReplayArgs) -> Result<bool> {
         let request = request?;
         if args.restart_at == Some(replay.figures.requests) {
             replay.close().await?;
-            replay.stack = Stack::open(&resolved)?;
+            replay.stack = Stack::open(&resolved, args.block_bytes.0)?;
             before_restart = Some(replay.figures.l2_hit_blocks);
         }
         if args.speed == Speed::Real {
@@ -234,6 +238,10 @@ impl Replay {
                     }
                     Reserved::Unwanted => {}
                     Reserved::Resident | Reserved::Busy => missing.clear(i),
+                    Reserved::NotAdmitted => {
+                        missing.clear(i);
+                        self.figures.not_admitted_blocks += 1;
+                    }
                     Reserved::Refused(_) => refused += 1,
                 }
             }
@@ -309,6 +317,9 @@ fn print(f: &Figures) {
     rows.extend(times.into_iter().filter_map(|(name, p)| Some((name, p?.to_string()))));
     rows.push(("evicted from L1", format!("{} blocks by {}", f.evicted_blocks, f.policy)));
     rows.push(("declined stores", f.declined_stores.to_string()));
+    if f.not_admitted_blocks > 0 {
+        rows.push(("not admitted", format!("{} blocks by {}", f.not_admitted_blocks, f.admission)));
+    }
     rows.push(("failed loads", f.failed_loads.to_string()));
     if f.unverified_loads > 0 {
         rows.push(("unverified loads", f.unverified_loads.to_string()));

@@ -159,6 +159,9 @@ mod tests {
 
     #[test]
     fn bytes_are_written_for_people() {
-        assert_eq!([bytes(0), bytes(1023), bytes(1536), bytes(5 << 30)], ["0 B", "1023 B", "1.50 KiB", "5.00 GiB"]);
+        assert_eq!(
+            [bytes(0), bytes(1023), bytes(1536), bytes(5 << 30)],
+            ["0 B", "1023 B", "1.50 KiB", "5.00 GiB"]
+        );
     }
 }

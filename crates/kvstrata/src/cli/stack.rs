@@ -13,10 +13,12 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// Builds what the settings describe.
-    pub(crate) fn open(resolved: &Resolved) -> Result<Self> {
+    /// Builds what the settings describe, for chunks that are mostly of this size.
+    pub(crate) fn open(resolved: &Resolved, chunk_bytes: u64) -> Result<Self> {
         let cx = BuildContext::tokio(tokio::runtime::Handle::current());
-        let manager = resolved.build(&cx)?.into_manager(&cx)?;
+        let mut components = resolved.build(&cx)?;
+        components.options.typical_chunk = chunk_bytes;
+        let manager = components.into_manager(&cx)?;
         Ok(Self { manager, shutdown_timeout: resolved.settings.deadlines.shutdown_timeout })
     }
 
