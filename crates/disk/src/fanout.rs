@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use kvstrata_io::Disk;
 use parking_lot::Mutex;
@@ -41,8 +42,8 @@ pub(crate) struct Fanout {
     /// On file systems whose directories take no blocks, there is nothing to count.
     costs: bool,
     /// Empty directories are removed above this many bytes of directories; they are cheap to keep and dear to remake.
-    keep: u64,
-    leaf_bytes: std::sync::atomic::AtomicU64,
+    keep: Grown,
+    dir_bytes: AtomicI64,
 }
 
 /// What changed in the bytes that directories take.
@@ -51,11 +52,12 @@ pub(crate) type Grown = i64;
 impl Fanout {
     pub(crate) fn new(root: PathBuf, costs: bool, keep: u64) -> Self {
         let tops = (0..256).map(|_| Mutex::default()).collect();
-        Self { root, tops, costs, keep, leaf_bytes: 0.into() }
+        let keep = Grown::try_from(keep).unwrap_or(Grown::MAX);
+        Self { root, tops, costs, keep, dir_bytes: AtomicI64::new(0) }
     }
 
-    /// The most that publishing this object can add to the directories: those that are not there yet, and for a directory
-    /// that may outgrow its first block, the two blocks by which it becomes a tree (ext4).
+    /// The most that publishing this object can add to the directories: both levels (they may be removed as empty just
+    /// before), and for a directory that may outgrow its first block, the two blocks by which it becomes a tree (ext4).
     pub(crate) fn slack(&self, fingerprint: &[u8; 32], block: u64) -> u64 {
         /// Names of 67 bytes of which a 4 KiB block surely holds that many.
         const FIRST_BLOCK: u32 = 32;
@@ -63,12 +65,8 @@ impl Fanout {
             return 0;
         }
         let top = self.tops[usize::from(fingerprint[0])].lock();
-        match top.leaves.get(&fingerprint[1]) {
-            _ if top.bytes.is_none() => 2 * block,
-            None => block,
-            Some(leaf) if leaf.objects < FIRST_BLOCK => 0,
-            Some(_) => 2 * block,
-        }
+        let crowded = top.leaves.get(&fingerprint[1]).is_some_and(|leaf| leaf.objects >= FIRST_BLOCK);
+        if crowded { 4 * block } else { 2 * block }
     }
 
     fn bytes_of<D: Disk>(&self, disk: &D, path: &Path) -> io::Result<u64> {
@@ -78,14 +76,19 @@ impl Fanout {
     /// Tells of directories found at the start; returns what they take.
     pub(crate) fn found_top(&self, top: u8, bytes: u64) -> u64 {
         self.tops[usize::from(top)].lock().bytes = Some(bytes);
+        self.count(bytes as Grown);
         bytes
     }
 
     /// See [`Self::found_top`].
     pub(crate) fn found_leaf(&self, top: u8, leaf: u8, found: Leaf) -> u64 {
         self.tops[usize::from(top)].lock().leaves.insert(leaf, found);
-        self.leaf_bytes.fetch_add(found.bytes, std::sync::atomic::Ordering::Relaxed);
+        self.count(found.bytes as Grown);
         found.bytes
+    }
+
+    fn count(&self, grown: Grown) {
+        self.dir_bytes.fetch_add(grown, Ordering::Relaxed);
     }
 
     /// The second-level directories under `top`.
@@ -122,14 +125,13 @@ impl Fanout {
             }
             if self.costs {
                 let bytes = self.bytes_of(disk, &leaf_path(&self.root, t, l)).unwrap_or(leaf.bytes);
-                let more = bytes as Grown - leaf.bytes as Grown;
+                grown += bytes as Grown - leaf.bytes as Grown;
                 leaf.bytes = bytes;
-                grown += more;
-                self.leaf_bytes.fetch_add(more as u64, std::sync::atomic::Ordering::Relaxed);
             }
             renamed.map(|()| made)
         };
         let result = publish();
+        self.count(grown);
         (result, grown)
     }
 
@@ -155,15 +157,19 @@ impl Fanout {
         let Some(leaf) = top.leaves.get_mut(&l) else { return (Ok(()), 0) };
         leaf.objects = leaf.objects.saturating_sub(1);
         let bytes = leaf.bytes;
-        let worth = leaf.objects == 0
-            && bytes > 0
-            && self.leaf_bytes.load(std::sync::atomic::Ordering::Relaxed) > self.keep;
-        // It may hold files that are none of ours: then it stays.
-        if worth && disk.remove_dir(&leaf_path(&self.root, t, l)).is_ok() {
-            top.leaves.remove(&l);
-            self.leaf_bytes.fetch_sub(bytes, std::sync::atomic::Ordering::Relaxed);
-            return (Ok(()), -(bytes as Grown));
+        if leaf.objects > 0 || bytes == 0 || self.dir_bytes.load(Ordering::Relaxed) <= self.keep {
+            return (Ok(()), 0);
         }
-        (Ok(()), 0)
+        let mut grown = 0;
+        // A directory may hold files that are none of ours: then it stays.
+        if disk.remove_dir(&leaf_path(&self.root, t, l)).is_ok() {
+            top.leaves.remove(&l);
+            grown -= bytes as Grown;
+            if top.leaves.is_empty() && disk.remove_dir(&self.root.join(fan(t))).is_ok() {
+                grown -= top.bytes.take().unwrap_or(0) as Grown;
+            }
+        }
+        self.count(grown);
+        (Ok(()), grown)
     }
 }

@@ -4,15 +4,17 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-const DIR: &str = "KVSTRATA_TEST_MOUNTS";
+const INSIDE: &str = "KVSTRATA_TEST_MOUNTS";
 
 /// Where this run may mount, or why it may not.
 pub(crate) type Mounts = Result<PathBuf, String>;
 
 /// Goes into a private mount namespace if that is possible, by running this program again inside one.
 pub(crate) fn enter() -> Mounts {
-    if let Some(dir) = std::env::var_os(DIR) {
-        return Ok(dir.into());
+    let dir = PathBuf::from(concat!(env!("CARGO_TARGET_TMPDIR"), "/mounts"));
+    if std::env::var_os(INSIDE).is_some() {
+        // What is made here ends with the namespace.
+        return mount(&dir, "", "tmpfs", "mode=0700");
     }
     let can = Command::new("unshare").args(["-m", "mount", "-t", "tmpfs", "none", "/mnt"]).output();
     match can {
@@ -22,15 +24,12 @@ pub(crate) fn enter() -> Mounts {
         }
         Err(e) => return Err(format!("unshare cannot be run: {e}")),
     }
-    let dir = tempfile::tempdir().expect("a directory");
     let me = std::env::current_exe().expect("this program");
-    // The directory outlives this image of the program; what is mounted on it ends with the namespace.
-    let dir = dir.keep();
     let e = Command::new("unshare")
         .args(["-m", "--"])
         .arg(me)
         .args(std::env::args_os().skip(1))
-        .env(DIR, &dir)
+        .env(INSIDE, "1")
         .exec();
     Err(format!("unshare cannot be run: {e}"))
 }

@@ -1,0 +1,137 @@
+//! The store against a map, and its account against `du`.
+
+mod common;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{key, load, payload, settings, store_payload};
+use kvstrata_core::{ErrorKind, Layout};
+use kvstrata_disk::{Settings, Store};
+use kvstrata_io::{OsDisk, OsOptions};
+use kvstrata_l2::{Miss, Stored};
+use proptest::prelude::*;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Put {
+        n: u64,
+        v: u64,
+        len: usize,
+    },
+    Get(u64),
+    Remove(u64),
+    /// A clean restart, or one after a kill.
+    Reopen {
+        clean: bool,
+    },
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    // Few keys and versions, so that puts meet what is there.
+    let op = prop_oneof![
+        6 => (0u64..12, 0u64..3, prop_oneof![Just(1usize), Just(4096), Just(5000), Just(70_000)])
+            .prop_map(|(n, v, len)| Op::Put { n, v, len }),
+        3 => (0u64..12).prop_map(Op::Get),
+        2 => (0u64..12).prop_map(Op::Remove),
+        1 => any::<bool>().prop_map(|clean| Op::Reopen { clean }),
+    ];
+    prop::collection::vec(op, 1..60)
+}
+
+/// What `du` says, in bytes.
+fn du(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let meta = std::fs::symlink_metadata(path).expect("an entry");
+    let below = meta.is_dir().then(|| {
+        std::fs::read_dir(path).expect("a directory").map(|e| du(&e.expect("an entry").path())).sum::<u64>()
+    });
+    meta.blocks() * 512 + below.unwrap_or(0)
+}
+
+fn check(ops: Vec<Op>, capacity: Option<u64>, base: &Path) -> Result<(), TestCaseError> {
+    let dir = tempfile::tempdir_in(base).expect("a directory");
+    let root = dir.path().join("kv");
+    let disk = Arc::new(OsDisk::new(OsOptions { threads: 1, ..OsOptions::default() }).expect("a thread"));
+    let mut runs = 0;
+    let mut open = || {
+        runs += 1;
+        Store::open(Arc::clone(&disk), Settings { capacity, ..settings(&root, runs) }).expect("the store")
+    };
+    let mut store = open();
+    let mut model: HashMap<u64, (u64, usize)> = HashMap::new();
+    for op in ops {
+        match op {
+            Op::Put { n, v, len } => match store_payload(&store, n, v, len) {
+                Ok(stored) => {
+                    let before = model.insert(n, (v, len));
+                    if capacity.is_none() {
+                        // One byte of two versions may be the same byte.
+                        let same = before.is_some_and(|(bv, bl)| payload(n, bv, bl) == payload(n, v, len));
+                        prop_assert_eq!(stored == Stored::Present, same, "key {} version {}", n, v);
+                    }
+                }
+                Err(e) => {
+                    prop_assert_eq!(e.kind(), ErrorKind::NoSpace);
+                    prop_assert!(capacity.is_some());
+                    // What it would have replaced may be there still, or was evicted for it.
+                }
+            },
+            Op::Get(n) => {
+                let (v, len) = model.get(&n).copied().unwrap_or((0, 1));
+                match load(&store, n, len) {
+                    Ok(bytes) => prop_assert_eq!(bytes, payload(n, v, len)),
+                    Err(Miss::Absent) => prop_assert!(capacity.is_some() || !model.contains_key(&n)),
+                    Err(miss) => prop_assert!(false, "key {n} is a miss: {miss:?}"),
+                }
+            }
+            Op::Remove(n) => {
+                let there = store.hold(&key(n)).expect("a free key").remove(&key(n)).expect("a removal");
+                let known = model.remove(&n).is_some();
+                prop_assert!(there == known || (capacity.is_some() && !there));
+            }
+            Op::Reopen { clean } => {
+                let before = store.usage();
+                if clean {
+                    store.close();
+                }
+                let after_close = store.usage();
+                drop(store);
+                store = open();
+                prop_assert_eq!(store.usage().objects, after_close.objects);
+                prop_assert!(capacity.is_some() || before.used == store.usage().used);
+            }
+        }
+        let (used, real) = (store.usage().used + store.overhead_bytes(), du(&root));
+        prop_assert!(used.abs_diff(real) <= 4096, "counted {used}, taken {real}");
+        if let Some(capacity) = capacity {
+            prop_assert!(real <= capacity, "{real} of {capacity} bytes are taken");
+        }
+    }
+    if capacity.is_none() {
+        let keys: Vec<_> = (0..12).map(key).collect();
+        for (n, found) in (0..12).zip(store.probe(&keys)) {
+            let len = found.map(|f| f.len as usize);
+            prop_assert_eq!(len, model.get(&n).map(|(_, len)| *len));
+            prop_assert!(
+                found.is_none_or(|f| f.layout == Some(Layout::opaque(f.len).expect("a layout").id()))
+            );
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_store_without_limit_is_a_map(ops in ops()) {
+        check(ops, None, Path::new(env!("CARGO_TARGET_TMPDIR")))?;
+    }
+
+    #[test]
+    fn a_limit_holds_for_everything_on_the_device(ops in ops()) {
+        check(ops, Some(256 << 10), Path::new(env!("CARGO_TARGET_TMPDIR")))?;
+    }
+}
