@@ -127,6 +127,11 @@ impl Cache {
         &self.tally
     }
 
+    /// Whether a block is there now.
+    pub fn holds(&self, block: (u64, u64)) -> bool {
+        self.index.contains_key(&Name { id: block.0, print: block.1 })
+    }
+
     /// Serves a lookup; which of its blocks were there.
     pub fn request(&mut self, lookup: &Lookup, order: Order) -> &[bool] {
         self.there.clear();
@@ -263,7 +268,7 @@ impl Cache {
     /// A missing block before which so many others of its request are missing.
     fn offer(&self, name: Name, before: usize) -> Offer {
         let free = self.capacity.saturating_sub(self.index.len());
-        let rival = before.checked_sub(free).and_then(|n| self.victims.get(n));
+        let rival = before.checked_sub(free).and_then(|n| self.victims.get(n).or(self.victims.last()));
         let rival = rival.map(|slot| self.places[slot.index()].0.print);
         Offer { print: name.print, weight: self.weight, rival, resident: false }
     }

@@ -20,6 +20,8 @@
 mod belady;
 mod cache;
 mod lookup;
+#[cfg(test)]
+mod tests;
 
 pub use belady::{Belady, NextUses};
 pub use cache::{Cache, Order};
