@@ -339,6 +339,16 @@ impl Machine {
                 self.index.find(&g.key).is_none().then(|| self.index.take_slot())
             })
             .collect();
+        let parents: Vec<Option<Slot>> = granted
+            .iter()
+            .enumerate()
+            .map(|(i, g)| {
+                let parent = g.parent.as_ref()?;
+                // The one before in the batch is the one before in the chain unless that was resident already.
+                let in_batch = i.checked_sub(1).filter(|p| granted[*p].key == *parent).and_then(|p| slots[p]);
+                in_batch.or_else(|| self.index.find(parent))
+            })
+            .collect();
         let mut answers = vec![Committed::Duplicate; granted.len()];
         let mut handles = Vec::with_capacity(granted.len());
         for (i, g) in granted.into_iter().enumerate().rev() {
@@ -346,16 +356,12 @@ impl Machine {
                 self.stats.duplicates += 1;
                 continue;
             };
-            let parent = match i.checked_sub(1).and_then(|p| slots[p]) {
-                in_batch @ Some(_) => in_batch,
-                None => g.parent.as_ref().and_then(|p| self.index.find(p)),
-            };
             let len = g.layout.bytes() as usize;
             let arrival =
                 Arrival { key: g.key, parent: None, layout: g.layout, buf: g.buf.seal(len), cx: g.cx };
             self.stats.commits += 1;
             self.stats.committed_bytes += len as u64;
-            handles.push(self.insert(slot, arrival, parent, hook.cloned(), g.passing));
+            handles.push(self.insert(slot, arrival, parents[i], hook.cloned(), g.passing));
             answers[i] = Committed::Resident;
         }
         handles.reverse();
