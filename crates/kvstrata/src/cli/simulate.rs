@@ -32,7 +32,7 @@ pub(crate) struct SimulateArgs {
     /// Eviction policies, as `--eviction-policy` takes them; `default` is the product's own
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = policy, default_value = "default")]
     policy: Vec<Named>,
-    /// Admission rules: what comes in
+    /// Admission rules, as `--admission` of `replay` takes them; `default` is the product's own
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = admission, default_value = "always")]
     admission: Vec<Named>,
     /// Sizes of the cache in blocks
@@ -102,7 +102,9 @@ fn policy(text: &str) -> Result<Named, String> {
 
 fn admission(text: &str) -> Result<Named, String> {
     let given = text.trim();
-    let known = kvstrata_evict::admission_by_name(given).map_err(|e| e.to_string())?;
+    let own = Settings::default().admission;
+    let asked = if given.eq_ignore_ascii_case("default") { own.as_str() } else { given };
+    let known = kvstrata_evict::admission_by_name(asked).map_err(|e| format!("{e}; `default` is {own}"))?;
     Ok(Named { given: given.into(), name: known.name() })
 }
 
