@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -75,14 +75,9 @@ impl<F: Send + Sync + fmt::Debug + 'static> ThreadPool<F> {
     /// Waits until nothing waits or runs, at most this long; whether that came about. Meant to follow
     /// [`close`](IoEngine::close).
     pub fn drain(&self, at_most: Duration) -> bool {
-        let until = Instant::now() + at_most;
         let mut queues = self.shared.queues.lock();
-        while !(queues.is_empty() && queues.running == 0) {
-            if self.shared.idle.wait_until(&mut queues, until).timed_out() {
-                return queues.is_empty() && queues.running == 0;
-            }
-        }
-        true
+        let busy = |q: &mut Queues<F>| !(q.is_empty() && q.running == 0);
+        !self.shared.idle.wait_while_for(&mut queues, busy, at_most).timed_out()
     }
 
     /// Closes the pool, and lets its threads end by themselves instead of being joined when it is dropped.

@@ -66,6 +66,7 @@ mod load;
 mod machine;
 mod manager;
 mod request;
+mod room;
 mod stats;
 mod store;
 

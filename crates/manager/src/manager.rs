@@ -3,7 +3,7 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use kvstrata_core::{Affinity, Error, ErrorKind, Instant, KeyMask, ObjectKey, Result};
@@ -16,6 +16,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::guard::{Hit, Hits};
 use crate::machine::{Effect, Machine, Room, Tier};
+use crate::room::Waiters;
 use crate::{
     AdapterUsage, Committed, Deleted, Grant, Layouts, ManagerUsage, Options, Request, Reservation, Reserved,
     Source, StoredHook, Wait,
@@ -59,27 +60,6 @@ pub(crate) struct Inner {
     gone: watch::Sender<bool>,
     next_request: AtomicU64,
     next_tier: AtomicU64,
-}
-
-/// Those who wait for room in L1.
-#[derive(Default)]
-struct Waiters {
-    notify: Notify,
-    waiting: AtomicUsize,
-}
-
-impl Waiters {
-    fn tell(&self) {
-        if self.waiting.load(Ordering::SeqCst) > 0 {
-            self.notify.notify_waiters();
-        }
-    }
-}
-
-impl SpaceWatch for Waiters {
-    fn freed(&self, _bytes: u64) {
-        self.tell();
-    }
 }
 
 impl Inner {
@@ -285,9 +265,8 @@ impl Manager {
         wait: Wait,
     ) -> Vec<Reserved> {
         loop {
-            self.0.room.waiting.fetch_add(1, Ordering::SeqCst);
-            let _waiting = Waiting(&self.0.room);
-            let told = self.0.room.notify.notified();
+            let waiting = self.0.room.enter();
+            let told = waiting.told();
             let mut told = std::pin::pin!(told);
             // Listening starts before the try, so that room that comes free in between is not missed.
             told.as_mut().enable();
@@ -557,15 +536,6 @@ impl Manager {
 impl fmt::Debug for Manager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Manager").field("usage", &self.usage()).finish()
-    }
-}
-
-/// One waiter for room, counted while it waits.
-struct Waiting<'a>(&'a Waiters);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -7,6 +7,20 @@
 //! - [`payload`] makes the bytes of a key and recognises them.
 //! - [`arena`] is memory that shows who touches it after it was freed.
 //!
+//! ```
+//! use kvstrata_core::{KeyScope, KvRank};
+//! use kvstrata_testkit::{payload, trace};
+//!
+//! let scope = KeyScope::new("model", KvRank::single(), 0, "")?;
+//! let key = trace::key(&scope, 7);
+//! let mut chunk = vec![0; 4096];
+//! payload::fill(&key, &mut chunk);
+//! payload::check(&key, &chunk).expect("the bytes are this key's");
+//! chunk[100] ^= 1;
+//! assert_eq!(payload::check(&key, &chunk).unwrap_err().first, 100);
+//! # Ok::<(), kvstrata_core::Error>(())
+//! ```
+//!
 //! Architecture invariant: this crate knows no backend and no manager; nothing here draws on the machine's own randomness.
 #![forbid(unsafe_code)]
 

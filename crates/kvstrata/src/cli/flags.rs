@@ -17,7 +17,11 @@ pub(crate) struct ConfigFlags {
 impl ConfigFlags {
     /// The settings of all layers.
     pub(crate) fn resolve(&self) -> Result<Resolved> {
-        Ok(kvstrata_config::load(self.file.as_deref(), &self.values)?)
+        let resolved = kvstrata_config::load(self.file.as_deref(), &self.values)?;
+        for warning in &resolved.warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(resolved)
     }
 }
 

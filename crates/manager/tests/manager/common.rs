@@ -1,5 +1,4 @@
 //! An adapter whose every answer the test gives, and a manager over it.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,31 +15,31 @@ use kvstrata_mem::{HeapRegion, ReadBuf, Slab};
 use parking_lot::Mutex;
 
 /// The size of every chunk in these tests.
-pub const CHUNK: usize = 4096;
+pub(crate) const CHUNK: usize = 4096;
 
 /// Keys of one chain: the chunk at position `n` is `chain`, `n`.
-pub fn keys(chain: u8, n: u8) -> Vec<ObjectKey> {
+pub(crate) fn keys(chain: u8, n: u8) -> Vec<ObjectKey> {
     let scope = KeyScope::new("m", KvRank::single(), 0, "").unwrap();
     (0..n).map(|i| ObjectKey::new(&scope, kvstrata_core::ChunkHash::new(&[chain, i]).unwrap())).collect()
 }
 
-pub fn layouts() -> Layouts {
+pub(crate) fn layouts() -> Layouts {
     Layout::opaque(CHUNK as u64).unwrap().into()
 }
 
 /// Holds every put and get until the test answers it.
 #[derive(Debug)]
-pub struct Held {
+pub(crate) struct Held {
     desc: L2Desc,
-    pub puts: Mutex<Vec<(PutItem, PutSink, usize)>>,
-    pub gets: Mutex<Vec<(GetItem, GetSink, usize)>>,
+    pub(crate) puts: Mutex<Vec<(PutItem, PutSink, usize)>>,
+    pub(crate) gets: Mutex<Vec<(GetItem, GetSink, usize)>>,
     /// What it says it has.
-    pub has: Mutex<HashMap<ObjectKey, (Vec<u8>, Found)>>,
-    pub probes: Mutex<usize>,
+    pub(crate) has: Mutex<HashMap<ObjectKey, (Vec<u8>, Found)>>,
+    pub(crate) probes: Mutex<usize>,
 }
 
 impl Held {
-    pub fn new(name: &str) -> Arc<Self> {
+    pub(crate) fn new(name: &str) -> Arc<Self> {
         let desc = L2Desc {
             name: name.into(),
             alignment: 1,
@@ -58,12 +57,12 @@ impl Held {
         })
     }
 
-    pub fn adapter(self: &Arc<Self>) -> Adapter {
+    pub(crate) fn adapter(self: &Arc<Self>) -> Adapter {
         Adapter { store: Arc::clone(self) as Arc<dyn L2Store>, remove: None, list: None, usage: None }
     }
 
     /// Takes everything that is held.
-    pub fn accept(&self) -> usize {
+    pub(crate) fn accept(&self) -> usize {
         let held = std::mem::take(&mut *self.puts.lock());
         let n = held.len();
         for (item, sink, at) in held {
@@ -78,7 +77,7 @@ impl Held {
     }
 
     /// Fails everything that is held.
-    pub fn refuse(&self, kind: ErrorKind) -> usize {
+    pub(crate) fn refuse(&self, kind: ErrorKind) -> usize {
         let held = std::mem::take(&mut *self.puts.lock());
         let n = held.len();
         for (item, sink, at) in held {
@@ -89,7 +88,7 @@ impl Held {
     }
 
     /// Serves every load that is held.
-    pub fn serve(&self) -> usize {
+    pub(crate) fn serve(&self) -> usize {
         let held = std::mem::take(&mut *self.gets.lock());
         let n = held.len();
         for (item, sink, at) in held {
@@ -135,12 +134,12 @@ impl L2Store for Held {
 }
 
 /// A manager with room for `cache` and `staging` chunks.
-pub fn manager(cache: usize, staging: usize, policies: [&str; 3], options: Options) -> Manager {
+pub(crate) fn manager(cache: usize, staging: usize, policies: [&str; 3], options: Options) -> Manager {
     admitting("always", cache, staging, policies, options)
 }
 
 /// The same with an admission rule.
-pub fn admitting(
+pub(crate) fn admitting(
     admission: &str,
     cache: usize,
     staging: usize,
@@ -162,7 +161,7 @@ pub fn admitting(
 }
 
 /// Stores a whole batch at once, each chunk filled with its position; how many were granted.
-pub fn store(m: &Manager, keys: &[ObjectKey]) -> usize {
+pub(crate) fn store(m: &Manager, keys: &[ObjectKey]) -> usize {
     let rq = m.request(SECOND);
     let mut filled = Vec::new();
     let all = KeyMask::all(keys.len());
@@ -175,15 +174,15 @@ pub fn store(m: &Manager, keys: &[ObjectKey]) -> usize {
     m.commit(filled).len()
 }
 
-pub const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
 /// Lets spawned tasks run.
-pub async fn settle() {
+pub(crate) async fn settle() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
     }
 }
 
-pub fn is_filled_with(buf: &ReadBuf, byte: u8) -> bool {
+pub(crate) fn is_filled_with(buf: &ReadBuf, byte: u8) -> bool {
     buf.as_slice().unwrap().iter().all(|b| *b == byte)
 }

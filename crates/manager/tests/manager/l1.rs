@@ -1,11 +1,9 @@
 //! L1 alone: reservations, commits, pins, exact eviction.
 
-mod common;
-
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{CHUNK, SECOND, is_filled_with, keys, layouts, manager, settle, store};
+use crate::common::{CHUNK, SECOND, is_filled_with, keys, layouts, manager, settle, store};
 use kvstrata_core::{ErrorKind, KeyMask, Layout};
 use kvstrata_manager::{Committed, Grant, Layouts, Options, Reserved, Wait};
 

@@ -1,11 +1,9 @@
 //! The way to L2 and back, with an adapter that the test drives.
 
-mod common;
-
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{CHUNK, Held, SECOND, is_filled_with, keys, layouts, manager, settle, store};
+use crate::common::{CHUNK, Held, SECOND, is_filled_with, keys, layouts, manager, settle, store};
 use kvstrata_core::{ErrorKind, KeyMask, ObjectKey};
 use kvstrata_l2::Keys;
 use kvstrata_manager::{
@@ -396,7 +394,7 @@ async fn a_store_that_ends_after_a_delete_is_undone() {
 #[tokio::test]
 async fn what_is_not_admitted_passes_through_to_l2_and_evicts_nobody() {
     let held = Held::new("h");
-    let m = common::admitting("second_sighting", 2, 4, CACHE, Options::default());
+    let m = crate::common::admitting("second_sighting", 2, 4, CACHE, Options::default());
     m.add_adapter(held.adapter(), 1).unwrap();
     let hook = Arc::<Calls>::default();
     store(&m, &keys(1, 2));
@@ -420,7 +418,7 @@ async fn what_is_not_admitted_passes_through_to_l2_and_evicts_nobody() {
 
 #[tokio::test]
 async fn without_an_l2_what_is_not_admitted_is_not_even_written() {
-    let m = common::admitting("second_sighting", 2, 0, CACHE, Options::default());
+    let m = crate::common::admitting("second_sighting", 2, 0, CACHE, Options::default());
     store(&m, &keys(1, 2));
     let rq = m.request(SECOND);
     let new = keys(2, 2);

@@ -1,0 +1,5 @@
+//! The manager from outside: L1 alone, and the way to L2 and back.
+
+mod common;
+mod l1;
+mod l2;
