@@ -34,7 +34,7 @@ pub struct FsckOptions {
 
 /// An object, or what lies under an object's name.
 #[derive(Clone, Debug)]
-pub struct Checked {
+pub struct Listed {
     /// Its file.
     pub path: PathBuf,
     /// What it is, or why it is none.
@@ -106,7 +106,7 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> Error {
 ///
 /// # Errors
 /// What the disk says of a directory; an object that cannot be read is shown as bad.
-pub fn walk<D: Disk>(disk: &D, root: &Path, mut each: impl FnMut(Checked)) -> Result<Vec<PathBuf>> {
+pub fn walk<D: Disk>(disk: &D, root: &Path, mut each: impl FnMut(Listed)) -> Result<Vec<PathBuf>> {
     let mut strangers = Vec::new();
     for top in sorted(disk, root)? {
         let Some(t) = parse_fan(&top.name).filter(|_| top.kind == FileKind::Dir) else { continue };
@@ -127,14 +127,14 @@ pub fn walk<D: Disk>(disk: &D, root: &Path, mut each: impl FnMut(Checked)) -> Re
                 match look_at(disk, &path, &fingerprint) {
                     Ok(Looked::Good(object, _)) => {
                         let file_bytes = disk.metadata(&path).map_or(0, |m| m.len);
-                        each(Checked { path, object: Ok((object.key, object.found)), file_bytes });
+                        each(Listed { path, object: Ok((object.key, object.found)), file_bytes });
                     }
                     Ok(Looked::Bad(miss, _, file_bytes)) => {
-                        each(Checked { path, object: Err(miss), file_bytes })
+                        each(Listed { path, object: Err(miss), file_bytes })
                     }
                     Ok(Looked::Unknown) => strangers.push(path),
                     Ok(Looked::Gone) => {}
-                    Err(_) => each(Checked { path, object: Err(Miss::Header), file_bytes: 0 }),
+                    Err(_) => each(Listed { path, object: Err(Miss::Header), file_bytes: 0 }),
                 }
             }
         }

@@ -95,6 +95,8 @@ pub(crate) struct Index<W> {
     /// Keys that are being written, evicted or removed, with those who wait for their turn.
     held: ByPrint<VecDeque<W>>,
     scopes: HashMap<Vec<u8>, Arc<KeyScope>>,
+    /// The scope that was interned last: usually the next one too.
+    last_scope: Option<Arc<KeyScope>>,
     tenants: HashMap<Box<str>, TenantId>,
     quarantined: VecDeque<(std::ffi::OsString, u64)>,
     requests: u64,
@@ -123,6 +125,7 @@ impl<W> Index<W> {
             policy,
             held: ByPrint::default(),
             scopes: HashMap::new(),
+            last_scope: None,
             tenants: HashMap::new(),
             quarantined: VecDeque::new(),
             requests: 0,
@@ -235,10 +238,14 @@ impl<W> Index<W> {
 
     /// Scopes come with each request anew; the index keeps one of each.
     fn interned(&mut self, key: &ObjectKey) -> ObjectKey {
+        if self.last_scope.as_ref().is_some_and(|last| Arc::ptr_eq(last, key.scope())) {
+            return key.clone();
+        }
         let mut text = Vec::with_capacity(128);
         encode::encode_key(key, &mut text);
         let scope = text.split_off(2 + key.hash().as_bytes().len());
         let scope = self.scopes.entry(scope).or_insert_with(|| Arc::clone(key.scope()));
+        self.last_scope = Some(Arc::clone(scope));
         if Arc::ptr_eq(scope, key.scope()) { key.clone() } else { ObjectKey::new(scope, *key.hash()) }
     }
 

@@ -59,7 +59,7 @@ mod settings;
 mod snapshot;
 mod store;
 
-pub use fsck::{Checked, FileState, FsckOptions, FsckReport, fsck, walk};
+pub use fsck::{FileState, FsckOptions, FsckReport, Listed, fsck, walk};
 pub use header::{Block, FORMAT_VERSION, Fault, HEADER_BYTES, Header};
 pub use index::Place;
 pub use load::{Fault as LoadFault, Opened, Pin};

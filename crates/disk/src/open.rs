@@ -103,6 +103,7 @@ impl<D: Disk> Store<D> {
             modes,
             counts: Counts::default(),
             manifest: Mutex::new(manifest),
+            manifest_writer: Mutex::new(()),
             durability: settings.durability,
             writer: settings.writer,
             serial,

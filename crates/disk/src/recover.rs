@@ -236,8 +236,9 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    /// Writes a snapshot; objects are evicted if it needs their room. That it fails is counted and said, and does no harm.
-    pub(crate) fn write_snapshot(self: &Arc<Self>) {
+    /// Writes a snapshot of the index, beside whatever else is going on; objects are evicted if it needs their room. That
+    /// it fails is counted and said, and does no harm. Blocks.
+    pub fn write_snapshot(self: &Arc<Self>) {
         match self.try_write_snapshot() {
             Ok(()) => count(&self.counts.snapshots),
             Err(e) => {

@@ -57,6 +57,8 @@ pub struct Store<D: Disk> {
     pub(crate) modes: Modes,
     pub(crate) counts: Counts,
     pub(crate) manifest: Mutex<Manifest>,
+    /// Held by whoever writes the manifest, so that nobody waits for the disk who only reads it.
+    pub(crate) manifest_writer: Mutex<()>,
     pub(crate) durability: Durability,
     pub(crate) writer: Writer,
     pub(crate) serial: AtomicU64,
@@ -126,11 +128,11 @@ impl<D: Disk> Store<D> {
     /// # Errors
     /// `Mismatch` naming the field if the model is described differently already; `Io` if the manifest cannot be written.
     pub fn add_namespace(&self, namespace: &Namespace) -> Result<()> {
-        let mut manifest = self.manifest.lock();
-        let mut with = manifest.clone();
+        let _alone = self.manifest_writer.lock();
+        let mut with = self.manifest();
         if with.add(namespace)? {
             with.write(&*self.disk, &self.root, &self.temp_path())?;
-            *manifest = with;
+            *self.manifest.lock() = with;
         }
         Ok(())
     }
@@ -261,7 +263,9 @@ impl<D: Disk> Store<D> {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}-{:016x}-{serial}.{}", object_name(fingerprint), self.writer.id, why.name());
         let to = self.root.join(QUARANTINE).join(&name);
-        tracing::warn!(object = %object_name(fingerprint), reason = why.name(), "bad object set aside: {what}");
+        if why != Miss::Absent {
+            tracing::warn!(object = %object_name(fingerprint), reason = why.name(), "bad object set aside: {what}");
+        }
         match self.take_out(fingerprint, Some(&to)) {
             Ok(()) if self.disk.metadata(&to).is_ok() => {
                 count(&self.counts.quarantined);

@@ -21,8 +21,8 @@ pub struct FsConfig {
     /// Whether loads and stores bypass the page cache: `false`, `true` (where the file system can) or `"require"`.
     #[serde(default = "default_direct")]
     pub use_odirect: Switch,
-    /// Threads that load and store; 4 unless set. They belong to the disk, so this counts where the adapter makes its own
-    /// ([`crate::open_os`]).
+    /// Threads that load and store; 4 unless set. [`crate::open_os`] makes so many; on a disk of the caller's, whose threads
+    /// are the caller's too, it is how many loads of one request run at once.
     #[serde(default = "default_workers")]
     pub num_workers: usize,
     /// The hard limit in GiB (2^30 bytes), headers, directories and what is being written included; 0 is no limit, as in

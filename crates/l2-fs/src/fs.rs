@@ -1,5 +1,6 @@
 //! The adapter.
 
+use std::collections::VecDeque;
 use std::pin::Pin as Pinned;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use kvstrata_l2::{
 use parking_lot::Mutex;
 
 use crate::FsConfig;
-use crate::jobs::{Loading, Storing, wrong_length};
+use crate::jobs::{Loading, Storing, spawn_loads, wrong_length};
 use crate::latch::latch;
 
 /// What the adapter is given instead of reaching for it.
@@ -45,6 +46,8 @@ struct Inner<D: Disk> {
     desc: L2Desc,
     store: Arc<Store<D>>,
     driver: Driver,
+    /// How many loads of one request run at once.
+    threads: usize,
 }
 
 /// Opens an adapter over this machine's file systems, with `num_workers` threads of its own.
@@ -99,7 +102,7 @@ impl<D: Disk> FsStore<D> {
             durable: true,
             shared: false,
         };
-        Ok(Self(Arc::new(Inner { desc, store, driver: Driver::new(cx.l2) })))
+        Ok(Self(Arc::new(Inner { desc, store, driver: Driver::new(cx.l2), threads: config.num_workers })))
     }
 
     /// The adapter with everything it offers.
@@ -190,6 +193,7 @@ impl<D: Disk> FsStore<D> {
             wanted.push((item.key, item.layout.id()));
             bufs.push((position, bytes, item.buf));
         }
+        let mut loads = VecDeque::with_capacity(bufs.len());
         for ((position, bytes, buf), pin) in bufs.into_iter().zip(self.0.store.pin(&wanted)) {
             match pin {
                 Ok(pin) if pin.found().len != bytes => {
@@ -197,13 +201,21 @@ impl<D: Disk> FsStore<D> {
                 }
                 Ok(pin) => {
                     let store = Arc::clone(&self.0.store);
-                    Loading { store, pin, buf, position, done: done.clone(), job: job.clone() }.spawn();
+                    loads.push_back(Loading {
+                        store,
+                        pin,
+                        buf,
+                        position,
+                        done: done.clone(),
+                        job: job.clone(),
+                    });
                 }
                 Err(miss) => {
                     done.answer(position, Answer::Miss(miss, Some(buf)));
                 }
             }
         }
+        spawn_loads(&self.0.store, loads, self.0.threads);
         idle
     }
 }

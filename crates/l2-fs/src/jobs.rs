@@ -1,5 +1,6 @@
 //! One key's way through an engine's thread.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use kvstrata_core::{Error, ErrorKind, Result};
@@ -7,6 +8,7 @@ use kvstrata_disk::{Begin, Claim, HEADER_BYTES, LoadFault, NewObject, Pin, Store
 use kvstrata_io::{Disk, IoEngine};
 use kvstrata_l2::{Answer, GetSink, Loaded, PutSink, Stored, closed};
 use kvstrata_mem::{ReadBuf, WriteBuf};
+use parking_lot::Mutex;
 
 use crate::latch::Job;
 
@@ -120,15 +122,32 @@ pub(crate) struct Loading<D: Disk> {
     pub(crate) job: Job,
 }
 
-impl<D: Disk> Loading<D> {
-    pub(crate) fn spawn(self) {
-        let store = Arc::clone(&self.store);
-        let (position, done) = (self.position, self.done.clone());
-        if store.disk().engine().spawn(true, Box::new(move || self.run())).is_err() {
-            done.answer(position, Answer::Failed(closed("load object"), None));
+/// The loads of one request, drained by as many threads of the engine as are free. One job per thread instead of one per
+/// key: waking a thread costs as much as reading a small object.
+pub(crate) fn spawn_loads<D: Disk>(store: &Store<D>, loads: VecDeque<Loading<D>>, threads: usize) {
+    let jobs = loads.len().min(threads);
+    let loads = Arc::new(Mutex::new(loads));
+    for _ in 0..jobs {
+        let mine = Arc::clone(&loads);
+        let drain = move || {
+            // Not in the loop's condition: the lock would be held while the object is read.
+            while let Some(load) = { mine.lock().pop_front() } {
+                load.run();
+            }
+        };
+        if store.disk().engine().spawn(true, Box::new(drain)).is_err() {
+            for load in loads.lock().drain(..) {
+                let Loading { pin, buf, position, done, job, .. } = load;
+                drop(pin);
+                done.answer(position, Answer::Failed(closed("load object"), Some(buf)));
+                drop(job);
+            }
+            return;
         }
     }
+}
 
+impl<D: Disk> Loading<D> {
     fn run(self) {
         let Self { store, mut pin, mut buf, position, done, job } = self;
         if !done.is_open(position) {

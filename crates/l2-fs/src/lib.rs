@@ -32,7 +32,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Each key is one job on a thread of the disk's engine: a load opens the file, reads the payload straight into the
+//! Keys are handled one by one on the threads of the disk's engine: a load opens the file, reads the payload straight into the
 //! caller's buffer and closes it; nothing is copied, and the header is not read, because the index has what it says.
 //! Digests are kept here and checked above (`kvstrata_l2::Checked`).
 //!

@@ -280,6 +280,9 @@ fn direct_transfers_that_are_required(at: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// A case that mounts what it needs; the error is why it cannot.
+type OnMount = fn(&Path) -> Result<(), String>;
+
 fn main() -> ExitCode {
     let mounts = namespace::enter();
     let plain: [(&str, fn()); 7] = [
@@ -300,7 +303,7 @@ fn main() -> ExitCode {
             })
         })
         .collect();
-    let mounted: [(&str, fn(&Path) -> Result<(), String>); 5] = [
+    let mounted: [(&str, OnMount); 5] = [
         ("a_read_only_file_system", a_read_only_file_system),
         ("a_full_file_system", a_full_file_system),
         ("a_limit_on_a_small_file_system", a_limit_on_a_small_file_system),
