@@ -1,5 +1,6 @@
 //! The command line: what can be asked, and what the exit status says.
 
+mod bench;
 mod flags;
 mod plot;
 mod replay;
@@ -32,6 +33,9 @@ enum Command {
     Replay(replay::ReplayArgs),
     Simulate(simulate::SimulateArgs),
     Trace(trace::TraceArgs),
+    /// Measure a part of the cache
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Settings: where they come from and what they are
     #[command(subcommand)]
     Config(show::ConfigCommand),
@@ -54,6 +58,7 @@ pub(crate) fn main() -> ExitCode {
             Command::Replay(args) => replay::run(args).await,
             Command::Simulate(args) => simulate::run(args),
             Command::Trace(args) => trace::run(&args),
+            Command::Bench(command) => bench::run(command).await,
             Command::Config(command) => show::run(command),
         }
     });
