@@ -172,13 +172,21 @@ pub(crate) fn run(args: SimulateArgs) -> Result<bool> {
         .ok_or_else(|| {
             Error::invalid("simulate", "a block has 1 byte to 2 GiB").with("block-bytes", args.block_bytes)
         })?;
+    // A file that is not there is found before the others have been read.
+    for trace in &args.trace {
+        open(trace)?;
+    }
     let mut rows = Vec::new();
     for trace in &args.trace {
         rows.extend(simulate(&args, trace, block_bytes)?);
     }
-    print(&rows);
-    if let Some(path) = &args.json {
-        report::write_json(path, &rows)?;
+    match &args.json {
+        Some(path) if path == Path::new("-") => report::write_json(path, &rows)?,
+        Some(path) => {
+            print(&rows);
+            report::write_json(path, &rows)?;
+        }
+        None => print(&rows),
     }
     if let Some(path) = &args.plot {
         let panels: Vec<Panel> = args.trace.iter().map(|t| panel(&args, t, &rows)).collect();
@@ -284,6 +292,19 @@ impl Read for Counted {
     }
 }
 
+/// A trace and its length in bytes.
+fn open(trace: &Path) -> Result<(File, u64)> {
+    const OP: &str = "open trace";
+    let failed = |e| Error::io(OP, e).with("path", trace.display());
+    let file = File::open(trace).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        let what = "a trace is read twice, and this is not a file";
+        return Err(Error::invalid(OP, what).with("path", trace.display()).into());
+    }
+    Ok((file, metadata.len()))
+}
+
 /// Every lookup of a trace, with progress by the bytes read.
 fn each(
     what: &'static str,
@@ -291,9 +312,7 @@ fn each(
     mut lookups: Lookups,
     mut with: impl FnMut(Lookup) -> Result<()>,
 ) -> Result<()> {
-    let open = |e| Error::io("open trace", e).with("path", trace.display());
-    let file = File::open(trace).map_err(open)?;
-    let total = file.metadata().map_err(open)?.len();
+    let (file, total) = open(trace)?;
     let read = Arc::new(AtomicU64::new(0));
     let from = BufReader::with_capacity(256 << 10, Counted { file, read: Arc::clone(&read) });
     let mut progress = Progress::bytes(what, total);
