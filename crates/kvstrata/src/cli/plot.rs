@@ -19,12 +19,17 @@ pub(crate) struct Series {
     pub(crate) points: Vec<(u32, f64)>,
 }
 
-const WIDTH: f64 = 1040.0;
-const PANEL: f64 = 600.0;
 const LEFT: f64 = 76.0;
-const RIGHT: f64 = 250.0;
+/// Where the lines end; their names come after.
+const RIGHT: f64 = 790.0;
 const TOP: f64 = 92.0;
-const BOTTOM: f64 = 72.0;
+/// Where the hit ratios end, and below them the differences begin and end.
+const FLOOR: f64 = 480.0;
+const LOWER_TOP: f64 = 570.0;
+const LOWER_FLOOR: f64 = 726.0;
+const PANEL: f64 = 800.0;
+/// What a character of a name takes at most.
+const CHARACTER: f64 = 9.6;
 /// Between two labels at the right edge.
 const LABEL_STEP: f64 = 21.0;
 const INK: &str = "#1f2933";
@@ -37,11 +42,14 @@ const COLOURS: [&str; 10] = [
 
 /// The panels below each other.
 pub(crate) fn svg(panels: &[Panel]) -> String {
+    let names = panels.iter().flat_map(|p| &p.series).map(|s| s.label.chars().count());
+    // A name, its ratio, and the lead to it.
+    let width = RIGHT + 50.0 + CHARACTER * (names.max().unwrap_or_default() + 8) as f64;
     let height = PANEL * panels.len() as f64;
     let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
-         viewBox=\"0 0 {WIDTH} {height}\" font-family=\"Inter, 'Helvetica Neue', Arial, sans-serif\">\n\
-         <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#fdfdfb\"/>\n"
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height}\" \
+         viewBox=\"0 0 {width:.0} {height}\" font-family=\"Inter, 'Helvetica Neue', Arial, sans-serif\">\n\
+         <rect width=\"{width:.0}\" height=\"{height}\" fill=\"#fdfdfb\"/>\n"
     );
     for (i, panel) in panels.iter().enumerate() {
         _ = writeln!(out, "<g transform=\"translate(0 {})\">", PANEL * i as f64);
@@ -79,18 +87,19 @@ impl<'a> Drawing<'a> {
     }
 
     fn x(&self, capacity: u32) -> f64 {
-        LEFT + (f64::from(capacity).ln() - self.low) / (self.high - self.low) * (WIDTH - LEFT - RIGHT)
+        LEFT + (f64::from(capacity).ln() - self.low) / (self.high - self.low) * (RIGHT - LEFT)
     }
 
     fn y(&self, ratio: f64) -> f64 {
-        PANEL - BOTTOM - ratio / self.top * (PANEL - TOP - BOTTOM)
+        FLOOR - ratio / self.top * (FLOOR - TOP)
     }
 
     fn draw(&self, out: &mut String) {
         text(out, LEFT, 38.0, 22.0, INK, "font-weight=\"600\"", &self.panel.title);
-        let note = format!("Object hit ratio over cache capacity · {}", self.panel.note);
+        let note = format!("Object hit ratio over capacity in blocks (logarithmic) · {}", self.panel.note);
         text(out, LEFT, 62.0, 14.5, FAINT, "", &note);
         self.axes(out);
+        self.differences(out);
         self.band(out);
         for (i, series) in self.panel.series.iter().enumerate().rev() {
             self.line(out, series, colour(i, series));
@@ -99,17 +108,17 @@ impl<'a> Drawing<'a> {
     }
 
     fn axes(&self, out: &mut String) {
-        let (left, right, floor) = (LEFT, WIDTH - RIGHT, self.y(0.0));
         for tenth in 0..=(self.top * 10.0).round() as u32 {
             let y = self.y(f64::from(tenth) / 10.0);
-            let (shade, width) = if tenth == 0 { ("#8795a1", 1.2) } else { ("#e4e7e7", 1.0) };
-            _ = writeln!(
-                out,
-                "<line x1=\"{left}\" x2=\"{right}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"{shade}\" stroke-width=\"{width}\"/>"
-            );
+            rule(out, y, if tenth == 0 { "#8795a1" } else { "#e4e7e7" });
             let label = format!("{} %", tenth * 10);
-            text(out, left - 10.0, y + 5.0, 14.0, FAINT, "text-anchor=\"end\"", &label);
+            text(out, LEFT - 10.0, y + 5.0, 14.0, FAINT, "text-anchor=\"end\"", &label);
         }
+        self.capacities(out, FLOOR);
+    }
+
+    /// The capacities below a floor. One that would run into the one before it has a tick only.
+    fn capacities(&self, out: &mut String, floor: f64) {
         let mut last = f64::NEG_INFINITY;
         for &capacity in &self.capacities {
             let x = self.x(capacity);
@@ -118,22 +127,11 @@ impl<'a> Drawing<'a> {
                 "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{floor:.1}\" y2=\"{:.1}\" stroke=\"#8795a1\"/>",
                 floor + 6.0
             );
-            // A label that would run into the one before it is left out; its tick stays.
             if x - last > 54.0 {
                 text(out, x, floor + 24.0, 14.0, FAINT, "text-anchor=\"middle\"", &grouped(capacity.into()));
                 last = x;
             }
         }
-        let middle = f64::midpoint(left, right);
-        text(
-            out,
-            middle,
-            floor + 52.0,
-            14.5,
-            INK,
-            "text-anchor=\"middle\"",
-            "capacity in blocks, logarithmic",
-        );
     }
 
     /// The space between the best that can be had and the optimum: what is still to be won.
@@ -162,7 +160,7 @@ impl<'a> Drawing<'a> {
             return;
         };
         let (x, y) = (self.x(*c), f64::midpoint(self.y(*online), self.y(*best)));
-        if self.y(*online) - self.y(*best) > 50.0 {
+        if self.y(*online) - self.y(*best) > 90.0 {
             let middle = "text-anchor=\"middle\" font-style=\"italic\"";
             text(out, x, y - 2.0, 14.0, "#7a5b00", middle, "between the best policy");
             text(out, x, y + 16.0, 14.0, "#7a5b00", middle, "and what is possible");
@@ -171,22 +169,56 @@ impl<'a> Drawing<'a> {
 
     fn line(&self, out: &mut String, series: &Series, colour: &str) {
         let points: Vec<(f64, f64)> = series.points.iter().map(|(c, r)| (self.x(*c), self.y(*r))).collect();
-        let path: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-        let dashes = if series.best { " stroke-dasharray=\"7 4\"" } else { "" };
-        _ = writeln!(
-            out,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2.4\" stroke-linejoin=\"round\"{dashes}/>",
-            path.join(" ")
-        );
+        polyline(out, &points, colour, series.best);
         for ((x, y), (c, r)) in points.iter().zip(&series.points) {
-            _ = writeln!(
-                out,
-                "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.4\" fill=\"{colour}\" stroke=\"#fdfdfb\" stroke-width=\"1\">\
-                 <title>{}, {} blocks: {r:.4}</title></circle>",
-                escaped(&series.label),
-                grouped((*c).into())
-            );
+            dot(out, *x, *y, colour, &format!("{}, {} blocks: {r:.4}", series.label, grouped((*c).into())));
         }
+    }
+
+    /// Below: how far the policies are apart, which the wide scale above does not show.
+    fn differences(&self, out: &mut String) {
+        let mut online = self.panel.series.iter().enumerate().filter(|(_, s)| !s.best);
+        let Some((base_at, base)) = online.next() else { return };
+        let of_base = |c: u32| base.points.iter().find(|(n, _)| *n == c).map_or(0.0, |(_, r)| *r);
+        let others: Vec<(usize, Vec<(u32, f64)>)> = online
+            .map(|(i, s)| (i, s.points.iter().map(|(c, r)| (*c, (r - of_base(*c)) * 100.0)).collect()))
+            .collect();
+        if others.is_empty() {
+            return;
+        }
+        let all = || others.iter().flat_map(|(_, points)| points).map(|(_, d)| *d);
+        let (least, most) = (all().fold(0.0, f64::min), all().fold(0.0, f64::max));
+        let step = [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
+            .into_iter()
+            .find(|s| (most - least) / s <= 5.0)
+            .unwrap_or(20.0);
+        let (from, to) = ((least / step).floor(), (most / step).ceil().max((least / step).floor() + 1.0));
+        let y = |d: f64| LOWER_FLOOR - (d / step - from) / (to - from) * (LOWER_FLOOR - LOWER_TOP);
+        let title = format!("Above or below {}, in percentage points", base.label);
+        text(out, LEFT, LOWER_TOP - 16.0, 14.5, INK, "font-weight=\"600\"", &title);
+        for tick in from as i32..=to as i32 {
+            let value = f64::from(tick) * step;
+            rule(out, y(value), if tick == 0 { colour(base_at, base) } else { "#e4e7e7" });
+            let decimals = usize::from(step < 1.0);
+            let label = if tick == 0 { "0".into() } else { format!("{value:+.decimals$}") };
+            text(out, LEFT - 10.0, y(value) + 5.0, 14.0, FAINT, "text-anchor=\"end\"", &label);
+        }
+        for (i, points) in others.iter().rev() {
+            let series = &self.panel.series[*i];
+            let colour = colour(*i, series);
+            let at: Vec<(f64, f64)> = points.iter().map(|(c, d)| (self.x(*c), y(*d))).collect();
+            polyline(out, &at, colour, false);
+            for ((x, y), (c, d)) in at.iter().zip(points) {
+                dot(
+                    out,
+                    *x,
+                    *y,
+                    colour,
+                    &format!("{}, {} blocks: {d:+.2}", series.label, grouped((*c).into())),
+                );
+            }
+        }
+        self.capacities(out, LOWER_FLOOR);
     }
 
     /// Names at the right end of the lines, moved apart where lines meet.
@@ -199,11 +231,11 @@ impl<'a> Drawing<'a> {
         // Lines that end together are in the order they come in.
         let area = |i: usize| self.panel.series[i].points.iter().map(|(_, r)| r).sum::<f64>();
         ends.sort_by(|a, b| a.2.total_cmp(&b.2).then(area(b.0).total_cmp(&area(a.0))));
-        let places = apart(&ends.iter().map(|e| e.2).collect::<Vec<_>>(), TOP - 10.0, self.y(0.0));
+        let places = apart(&ends.iter().map(|e| e.2).collect::<Vec<_>>(), TOP - 10.0, FLOOR);
         for ((i, x, y), place) in ends.into_iter().zip(places) {
             let series = &self.panel.series[i];
             let colour = colour(i, series);
-            let at = WIDTH - RIGHT + 34.0;
+            let at = RIGHT + 34.0;
             _ = writeln!(
                 out,
                 "<path d=\"M{:.1} {y:.1} L{:.1} {place:.1} L{:.1} {place:.1}\" fill=\"none\" stroke=\"{colour}\" \
@@ -245,6 +277,30 @@ fn apart(wanted: &[f64], top: f64, floor: f64) -> Vec<f64> {
         places.extend((0..n).map(|k| begin + LABEL_STEP * k as f64));
     }
     places
+}
+
+/// A line across.
+fn rule(out: &mut String, y: f64, shade: &str) {
+    _ = writeln!(out, "<line x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"{shade}\"/>");
+}
+
+fn polyline(out: &mut String, points: &[(f64, f64)], colour: &str, dashed: bool) {
+    let path: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+    let dashes = if dashed { " stroke-dasharray=\"7 4\"" } else { "" };
+    _ = writeln!(
+        out,
+        "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2.4\" stroke-linejoin=\"round\"{dashes}/>",
+        path.join(" ")
+    );
+}
+
+/// A point, and what is shown when the pointer is on it.
+fn dot(out: &mut String, x: f64, y: f64, colour: &str, says: &str) {
+    _ = writeln!(
+        out,
+        "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.4\" fill=\"{colour}\" stroke=\"#fdfdfb\"><title>{}</title></circle>",
+        escaped(says)
+    );
 }
 
 fn text(out: &mut String, x: f64, y: f64, size: f64, fill: &str, more: &str, what: &str) {
@@ -292,12 +348,17 @@ mod tests {
             best,
             points: [500, 1000, 40_000].into_iter().zip(ratios).collect(),
         };
-        let series = vec![line("A<B", false, [0.1, 0.2, 0.6]), line("Belady", true, [0.3, 0.4, 0.6])];
+        let series = vec![
+            line("A<B", false, [0.1, 0.2, 0.6]),
+            line("C", false, [0.1, 0.25, 0.6]),
+            line("Belady", true, [0.3, 0.4, 0.6]),
+        ];
         let drawn = svg(&[Panel { title: "t & u".into(), note: String::new(), series }]);
-        assert_eq!(drawn.matches("<polyline").count(), 2);
-        assert_eq!(drawn.matches("<circle").count(), 6);
+        assert_eq!(drawn.matches("<polyline").count(), 4, "three lines, and one as a difference");
+        assert_eq!(drawn.matches("<circle").count(), 12);
         assert_eq!(drawn.matches("<polygon").count(), 1);
         assert!(drawn.contains("A&lt;B  60.0 %") && drawn.contains("t &amp; u"), "{drawn}");
+        assert!(drawn.contains("C, 1\u{202f}000 blocks: +5.00"), "{drawn}");
         assert_eq!(drawn.matches('<').count(), drawn.matches('>').count());
         assert!(!drawn.contains("NaN") && !drawn.contains("inf"), "{drawn}");
     }
