@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, Read};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -205,10 +206,7 @@ fn simulate(args: &SimulateArgs, trace: &Path, block_bytes: u32) -> Result<Vec<R
         // The scope of `replay`, so that the policies see the same prints.
         Ok(Lookups::new("replay", front)?.with_block_tokens(args.block_tokens))
     };
-    let mut future = NextUses::default();
-    each("read", trace, lookups()?, |lookup| Ok(future.push(&lookup)?))?;
-    let future = future.finish();
-
+    let future = future(trace, lookups()?, kvstrata_mem::machine_memory() / 4)?;
     let mut all = Vec::new();
     for policy in &args.policy {
         for admission in &args.admission {
@@ -224,14 +222,16 @@ fn simulate(args: &SimulateArgs, trace: &Path, block_bytes: u32) -> Result<Vec<R
             }
         }
     }
-    for &capacity in &args.capacity {
-        all.push(Simulated::Best { capacity, cache: Belady::new(Arc::clone(&future), capacity) });
+    if let Some(future) = future {
+        let best =
+            |&capacity| Simulated::Best { capacity, cache: Belady::new(Arc::clone(&future), capacity) };
+        all.extend(args.capacity.iter().map(best));
     }
     let all = lockstep(all, |send| {
         let mut batch = Batch::default();
         each("simulate", trace, lookups()?, |lookup| {
             batch.push(lookup, send);
-            Ok(())
+            Ok(ControlFlow::Continue(()))
         })?;
         batch.flush(send);
         Ok(())
@@ -246,6 +246,25 @@ fn simulate(args: &SimulateArgs, trace: &Path, block_bytes: u32) -> Result<Vec<R
         }
     };
     Ok(all.iter().map(row).collect())
+}
+
+/// What Belady has to know: the only thing here that grows with the trace. Without it if it would take more memory than
+/// `most`, so that the policies can be simulated on a trace of any length.
+fn future(trace: &Path, lookups: Lookups, most: u64) -> Result<Option<Arc<Vec<u32>>>> {
+    let mut future = Some(NextUses::default());
+    each("read", trace, lookups, |lookup| {
+        let Some(next) = &mut future else { return Ok(ControlFlow::Break(())) };
+        if next.memory() as u64 <= most && next.push(&lookup).is_ok() {
+            return Ok(ControlFlow::Continue(()));
+        }
+        future = None;
+        Ok(ControlFlow::Break(()))
+    })?;
+    if future.is_none() {
+        let what = "without Belady: the future of a trace this long does not fit into memory";
+        eprintln!("{}: {what}", trace.display());
+    }
+    Ok(future.map(NextUses::finish))
 }
 
 const BELADY: &str = "Belady";
@@ -305,12 +324,12 @@ fn open(trace: &Path) -> Result<(File, u64)> {
     Ok((file, metadata.len()))
 }
 
-/// Every lookup of a trace, with progress by the bytes read.
+/// The lookups of a trace until `with` has enough, with progress by the bytes read.
 fn each(
     what: &'static str,
     trace: &Path,
     mut lookups: Lookups,
-    mut with: impl FnMut(Lookup) -> Result<()>,
+    mut with: impl FnMut(Lookup) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
     let (file, total) = open(trace)?;
     let read = Arc::new(AtomicU64::new(0));
@@ -318,7 +337,9 @@ fn each(
     let mut progress = Progress::bytes(what, total);
     for request in Reader::new(from) {
         let request = request.with_context(|| trace.display().to_string())?;
-        with(lookups.next(&request))?;
+        if with(lookups.next(&request))?.is_break() {
+            break;
+        }
         progress.step(read.swap(0, Ordering::Relaxed));
     }
     Ok(())
@@ -466,5 +487,21 @@ fn panel(args: &SimulateArgs, trace: &Path, rows: &[Row]) -> Panel {
         title: short(&name),
         note: format!("{} block accesses, {order}{behind}", plot::grouped(blocks)),
         series,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_future_is_left_out_when_it_does_not_fit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.jsonl");
+        let made = kvstrata_testkit::trace::Synthetic::default().generate().unwrap();
+        kvstrata_testkit::trace::write(File::create(&path).unwrap(), made).unwrap();
+        let future = |most| future(&path, Lookups::new("m", None).unwrap(), most).unwrap().map(|f| f.len());
+        assert_eq!(future(1000), None);
+        assert!(future(1 << 20).is_some_and(|accesses| accesses > 5000));
     }
 }
