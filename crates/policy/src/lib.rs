@@ -1,7 +1,9 @@
 //! What goes where: store and prefetch policies as pure functions of keys, answers and a view of the tiers.
 //!
 //! A [`StorePolicy`] says which tiers a committed chunk is written to and when it may leave L1; a [`PrefetchPolicy`] says
-//! from which tier a missing chunk is loaded and whether it stays. The names are LMCache's, and so is what they do.
+//! from which tier a missing chunk is loaded and whether it stays. `default`, `skip_l1` and `retain` are LMCache's names,
+//! and so is what they do; [`Striped`] and [`Fastest`] are for several tiers that share the keys or the loads. [`fold`] and
+//! [`unfold`] say how much of a prefix is usable with sliding attention windows and several ranks.
 //!
 //! ```
 //! use kvstrata_core::{ChunkHash, KeyMask, KeyScope, KvRank, ObjectKey};
@@ -13,7 +15,7 @@
 //! let disk = TierView {
 //!     id: L2Id(0), name: "fs", weight: 1, stores: true, loads: true, found: &found, load_time: None,
 //! };
-//! let plan = prefetch_by_name("default")?.plan(&keys, &KeyMask::first(1, 3), &[disk]);
+//! let plan = prefetch_by_name("default")?.plan(&keys, &KeyMask::first(1, 3), &[disk], None);
 //! assert_eq!(plan.sources, [None, Some(L2Id(0)), Some(L2Id(0))], "the first chunk is in L1 already");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -21,12 +23,18 @@
 //! Architecture invariant: no I/O, no time, no state, no tokio; no `unsafe`.
 #![forbid(unsafe_code)]
 
+mod fastest;
 mod names;
 mod prefetch;
 mod store;
+mod stripe;
 mod tier;
+mod window;
 
+pub use fastest::Fastest;
 pub use names::{PREFETCH_NAMES, STORE_NAMES, UnknownPolicy, prefetch_by_name, store_by_name};
 pub use prefetch::{Admit, Plan, PrefetchDefault, PrefetchPolicy, PrefetchRetain};
 pub use store::{SkipL1, StoreDefault, StorePolicy};
-pub use tier::{L2Id, TierView};
+pub use stripe::Striped;
+pub use tier::{L2Id, LoadTime, TierView};
+pub use window::{Row, fold, unfold, whole_columns};

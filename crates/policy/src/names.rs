@@ -2,12 +2,15 @@
 
 use std::fmt;
 
-use crate::{PrefetchDefault, PrefetchPolicy, PrefetchRetain, SkipL1, StoreDefault, StorePolicy};
+use crate::{
+    Admit, Fastest, PrefetchDefault, PrefetchPolicy, PrefetchRetain, SkipL1, StoreDefault, StorePolicy,
+    Striped,
+};
 
 /// The store policies that [`store_by_name`] knows.
-pub const STORE_NAMES: &[&str] = &["default", "skip_l1"];
+pub const STORE_NAMES: &[&str] = &["default", "skip_l1", "striped"];
 /// The prefetch policies that [`prefetch_by_name`] knows.
-pub const PREFETCH_NAMES: &[&str] = &["default", "retain"];
+pub const PREFETCH_NAMES: &[&str] = &["default", "retain", "fastest", "fastest_retain"];
 
 /// Nobody knows a policy of this name; the message lists those there are.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -34,6 +37,7 @@ pub fn store_by_name(name: &str) -> Result<Box<dyn StorePolicy>, UnknownPolicy> 
     match canonical(name).as_str() {
         "default" => Ok(Box::new(StoreDefault)),
         "skip_l1" => Ok(Box::new(SkipL1)),
+        "striped" => Ok(Box::new(Striped)),
         _ => Err(UnknownPolicy { name: name.into(), known: STORE_NAMES }),
     }
 }
@@ -46,6 +50,8 @@ pub fn prefetch_by_name(name: &str) -> Result<Box<dyn PrefetchPolicy>, UnknownPo
     match canonical(name).as_str() {
         "default" => Ok(Box::new(PrefetchDefault)),
         "retain" => Ok(Box::new(PrefetchRetain)),
+        "fastest" => Ok(Box::new(Fastest { admit: Admit::Temporary })),
+        "fastest_retain" => Ok(Box::new(Fastest { admit: Admit::Retained })),
         _ => Err(UnknownPolicy { name: name.into(), known: PREFETCH_NAMES }),
     }
 }
@@ -72,7 +78,7 @@ mod tests {
     #[test]
     fn an_unknown_name_lists_the_known() {
         let e = store_by_name("noop").unwrap_err();
-        assert_eq!(e.to_string(), "no policy is called \"noop\"; there are: default, skip_l1");
+        assert_eq!(e.to_string(), "no policy is called \"noop\"; there are: default, skip_l1, striped");
         assert!(prefetch_by_name("").unwrap_err().to_string().contains("retain"));
     }
 }

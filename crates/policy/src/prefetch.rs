@@ -1,6 +1,7 @@
 //! From where a chunk is loaded, and what becomes of it in L1.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use kvstrata_core::{KeyMask, ObjectKey};
 
@@ -27,12 +28,20 @@ pub struct Plan {
 /// Decides the source of each missing key.
 ///
 /// Obligations: (1) pure; (2) `sources` is as long as `keys`; (3) a source is a tier of the view that serves loads and
-/// said it has the key; (4) a resident key has no source; (5) a key that some serving tier has, has a source.
+/// said it has the key; (4) a resident key has no source; (5) a key that some serving tier has, has a source, unless
+/// `within` is given and too short for each of those tiers by its own load time (a tier whose load time is not known is in
+/// time).
 pub trait PrefetchPolicy: Send + Sync + Debug + 'static {
     /// The policy's name as configured.
     fn name(&self) -> &'static str;
-    /// Plans the loads of a batch.
-    fn plan(&self, keys: &[ObjectKey], resident: &KeyMask, tiers: &[TierView<'_>]) -> Plan;
+    /// Plans the loads of a batch. `within` is how long the caller can wait for it, if there is a limit.
+    fn plan(
+        &self,
+        keys: &[ObjectKey],
+        resident: &KeyMask,
+        tiers: &[TierView<'_>],
+        within: Option<Duration>,
+    ) -> Plan;
     /// What becomes of what a plan of this policy loads; the same as [`Plan::admit`].
     fn admit(&self) -> Admit;
 }
@@ -50,7 +59,13 @@ impl PrefetchPolicy for PrefetchDefault {
         "default"
     }
 
-    fn plan(&self, keys: &[ObjectKey], resident: &KeyMask, tiers: &[TierView<'_>]) -> Plan {
+    fn plan(
+        &self,
+        keys: &[ObjectKey],
+        resident: &KeyMask,
+        tiers: &[TierView<'_>],
+        _within: Option<Duration>,
+    ) -> Plan {
         Plan { sources: first_that_has(keys.len(), resident, tiers), admit: self.admit() }
     }
 
@@ -64,7 +79,13 @@ impl PrefetchPolicy for PrefetchRetain {
         "retain"
     }
 
-    fn plan(&self, keys: &[ObjectKey], resident: &KeyMask, tiers: &[TierView<'_>]) -> Plan {
+    fn plan(
+        &self,
+        keys: &[ObjectKey],
+        resident: &KeyMask,
+        tiers: &[TierView<'_>],
+        _within: Option<Duration>,
+    ) -> Plan {
         Plan { sources: first_that_has(keys.len(), resident, tiers), admit: self.admit() }
     }
 

@@ -23,6 +23,23 @@ pub struct TierView<'a> {
     pub loads: bool,
     /// Which keys of the batch it said it has. Empty for store decisions.
     pub found: &'a KeyMask,
-    /// What one load takes lately, from submission to completion, if that is known.
-    pub load_time: Option<Duration>,
+    /// What its loads take lately, if that is known.
+    pub load_time: Option<LoadTime>,
+}
+
+/// What the loads of a batch take, as a straight line: tiers differ both in how soon they begin and in how fast they go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LoadTime {
+    /// From submission to the first chunk.
+    pub first: Duration,
+    /// From each chunk to the next.
+    pub each: Duration,
+}
+
+impl LoadTime {
+    /// From submission to the chunk that has `before` others of its batch before it.
+    pub fn behind(self, before: usize) -> Duration {
+        let before = u32::try_from(before).unwrap_or(u32::MAX);
+        self.first.saturating_add(self.each.saturating_mul(before))
+    }
 }
