@@ -139,8 +139,7 @@ impl Resolved {
         }
         let keeps_stored =
             !kvstrata_policy::store_by_name(&s.store.policy).is_ok_and(|p| p.name() == "skip_l1");
-        let keeps_loaded =
-            !kvstrata_policy::prefetch_by_name(&s.prefetch.policy).is_ok_and(|p| p.name() == "default");
+        let keeps_loaded = retains(&s.prefetch.policy);
         for (path, keeps, name) in [
             ("store.policy", keeps_stored, &s.store.policy),
             ("prefetch.policy", keeps_loaded, &s.prefetch.policy),
@@ -219,6 +218,11 @@ impl Resolved {
     }
 }
 
+/// Whether a prefetch policy keeps in L1 what it loads. One that does not exist does; it is refused elsewhere.
+fn retains(policy: &str) -> bool {
+    !kvstrata_policy::prefetch_by_name(policy).is_ok_and(|p| p.admit() == kvstrata_policy::Admit::Temporary)
+}
+
 const NO_ADAPTER: &str = "there is no adapter below L1";
 const DISK_OFF: &str = "local_disk is off: it needs a path and a size";
 
@@ -235,7 +239,9 @@ impl Settings {
             };
             set("eviction.policy", &mut self.eviction.policy, "noop");
             set("store.policy", &mut self.store.policy, "skip_l1");
-            set("prefetch.policy", &mut self.prefetch.policy, "default");
+            if retains(&self.prefetch.policy) {
+                set("prefetch.policy", &mut self.prefetch.policy, "default");
+            }
         }
         self.l1.staging_size = Some(self.l1.staging());
         changed

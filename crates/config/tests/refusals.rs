@@ -145,6 +145,7 @@ fn contradictory_combinations_are_refused() {
         (&[("l2-store-policy", "skip_l1")], "no adapter"),
         (&[("local-cpu", "false"), ("l2-store-policy", "default"), fake], "keeps chunks in L1"),
         (&[("local-cpu", "false"), ("l2-prefetch-policy", "retain"), fake], "keeps chunks in L1"),
+        (&[("local-cpu", "false"), ("l2-prefetch-policy", "fastest_retain"), fake], "keeps chunks in L1"),
         (&[("shm-name", "x"), ("l1-hugepages", "explicit")], "no explicit huge pages"),
     ];
     for (pairs, says) in table {
@@ -254,6 +255,9 @@ fn the_two_modes_by_config_alone() {
     assert_eq!(adapters[0].1.kind(), "fs");
     assert_eq!(adapters[0].1.keys()["base_path"], "/nonexistent/kv");
     assert_eq!(adapters[0].1.keys()["max_capacity_gb"], 10.0);
+
+    let pairs = [("local-cpu", "false"), ("l2-prefetch-policy", "fastest"), ("l2-adapter", adapter)];
+    assert_eq!(effective(&by(&pairs)).settings.prefetch.policy, "fastest", "it keeps nothing, and stays");
 
     let e = effective(&by(&[
         ("l1-size-gb", "0.03"),

@@ -65,6 +65,7 @@ mod lease;
 mod load;
 mod machine;
 mod manager;
+mod pace;
 mod request;
 mod room;
 mod stats;

@@ -12,11 +12,13 @@ use kvstrata_evict::Access;
 use kvstrata_l2::{Adapter, Answer, Get, GetItem, GetSink, Keys, Miss, Probe};
 use kvstrata_mem::{UNIT, WriteBuf};
 use kvstrata_policy::{Admit, L2Id, Plan, TierView};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::guard::Hit;
 use crate::machine::Arrival;
-use crate::manager::Inner;
+use crate::manager::{Inner, Serving};
+use crate::pace::{Lap, Took};
 use crate::{Hits, Layouts, LoadMode, Manager, Pin, Request, Source};
 
 /// What is where, for one batch. The L1 hits are pinned in here.
@@ -24,7 +26,7 @@ pub struct Lookup {
     keys: Keys,
     rq: Request,
     hits: Hits,
-    tiers: Vec<(L2Id, Adapter, KeyMask)>,
+    tiers: Vec<(Serving, KeyMask)>,
 }
 
 impl Lookup {
@@ -41,7 +43,7 @@ impl Lookup {
     /// Keys that some adapter has and L1 has not.
     pub fn l2(&self) -> KeyMask {
         let mut found = KeyMask::none(self.keys.len());
-        self.tiers.iter().for_each(|(_, _, has)| found.union(has));
+        self.tiers.iter().for_each(|(_, has)| found.union(has));
         found
     }
 
@@ -165,25 +167,25 @@ impl Manager {
             missing.iter().map(|i| keys[*i].clone()).collect()
         };
         let adapters = self.0.serving();
-        let probes = adapters.iter().map(|(_, adapter)| {
+        let probes = adapters.iter().map(|tier| {
             let probe = Probe { keys: Arc::clone(&asked), deadline: rq.deadline, affinity: rq.affinity };
             async {
                 tokio::select! {
                     biased;
-                    found = adapter.store.probe(probe) => found,
+                    found = tier.adapter.store.probe(probe) => found,
                     () = self.0.timer.sleep_until(rq.deadline) => Vec::new(),
                 }
             }
         });
         let answers = all(probes).await;
-        for ((id, adapter), found) in adapters.into_iter().zip(answers) {
+        for (tier, found) in adapters.into_iter().zip(answers) {
             let mut has = KeyMask::none(keys.len());
             for (answer, position) in found.into_iter().zip(&missing) {
                 if matches!(answer, Ok(Some(_))) {
                     has.set(*position);
                 }
             }
-            lookup.tiers.push((id, adapter, has));
+            lookup.tiers.push((tier, has));
         }
         let l2_hits = lookup.l2().count() as u64;
         self.0.with(|m| {
@@ -200,17 +202,18 @@ impl Manager {
         let resident = hits.mask();
         let views: Vec<TierView<'_>> = tiers
             .iter()
-            .map(|(id, adapter, found)| TierView {
-                id: *id,
-                name: &adapter.store.desc().name,
-                weight: 1,
+            .map(|(tier, found)| TierView {
+                id: tier.id,
+                name: &tier.adapter.store.desc().name,
+                weight: tier.weight,
                 stores: true,
                 loads: true,
                 found,
-                load_time: None,
+                load_time: tier.load_time,
             })
             .collect();
-        let Plan { mut sources, admit } = self.0.prefetch.plan(&keys, &resident, &views);
+        let within = rq.deadline.since(self.0.timer.now());
+        let Plan { mut sources, admit } = self.0.prefetch.plan(&keys, &resident, &views, Some(within));
         let (send, arriving) = mpsc::unbounded_channel();
         let mut ready = VecDeque::new();
         let mut waiting = KeyMask::none(keys.len());
@@ -227,7 +230,7 @@ impl Manager {
         let mut batches: Vec<Vec<(usize, GetItem)>> = tiers.iter().map(|_| Vec::new()).collect();
         let mut full: Option<Error> = None;
         for (i, source) in sources.iter().enumerate().filter(|(i, _)| !resident.get(*i)) {
-            let Some(tier) = source.and_then(|id| tiers.iter().position(|t| t.0 == id)) else {
+            let Some(tier) = source.and_then(|id| tiers.iter().position(|(tier, _)| tier.id == id)) else {
                 ready.push_back((i, LoadAnswer::Miss(Miss::Absent)));
                 continue;
             };
@@ -251,11 +254,19 @@ impl Manager {
                 }
             }
         }
-        for ((id, adapter, _), items) in tiers.into_iter().zip(batches) {
-            let max = adapter.store.desc().max_batch.max(1);
+        for ((tier, _), items) in tiers.into_iter().zip(batches) {
+            let max = tier.adapter.store.desc().max_batch.max(1);
             let mut items = items.into_iter().peekable();
             while items.peek().is_some() {
-                inner.get(id, &adapter, items.by_ref().take(max).collect(), &keys, &rq, admit, &send);
+                inner.get(
+                    tier.id,
+                    &tier.adapter,
+                    items.by_ref().take(max).collect(),
+                    &keys,
+                    &rq,
+                    admit,
+                    &send,
+                );
             }
         }
         Loading { inner, rq, ready, arriving, waiting }
@@ -290,7 +301,21 @@ impl Inner {
         let layouts: Vec<_> = items.iter().map(|i| i.layout.clone()).collect();
         let (inner, keys, send, cx) =
             (Arc::clone(self), Arc::clone(keys), send.clone(), rq.access(keys.len()));
+        let lap = Mutex::new(Lap::of(items.len(), self.timer.now()));
         let receiver = move |at: usize, answer: Answer| {
+            let took = match &answer {
+                Answer::Loaded(_) => Took::This,
+                Answer::Failed(e, _) if e.kind() == ErrorKind::TimedOut => Took::AtLeastThis,
+                Answer::Miss(..) | Answer::Failed(..) => Took::Nothing,
+            };
+            {
+                let mut lap = lap.lock();
+                if lap.answered(inner.timer.now(), took) {
+                    inner.with(|m| {
+                        m.tiers.iter_mut().filter(|t| t.id == tier).for_each(|t| t.pace = lap.joins(t.pace))
+                    });
+                }
+            }
             let position = positions[at];
             let answer = match answer {
                 Answer::Loaded(loaded) => {

@@ -14,6 +14,7 @@ use kvstrata_mem::{Allocate, ReadBuf, UNIT, WriteBuf};
 use kvstrata_policy::{L2Id, StorePolicy};
 
 use crate::index::{Entry, Handle, Index, KeyMap, StoreState};
+use crate::pace::Pace;
 use crate::store::{Retry, StoreOp};
 use crate::{Committed, Grant, Layouts, Options, Stats, StoredHook};
 
@@ -36,6 +37,8 @@ pub(crate) struct Tier {
     pub(crate) draining: bool,
     /// Keys of stores in flight.
     pub(crate) in_flight: usize,
+    /// What its loads take, once one was measured.
+    pub(crate) pace: Option<Pace>,
 }
 
 /// A granted buffer and what its commit needs to know.

@@ -10,7 +10,7 @@ use kvstrata_core::{Affinity, Error, ErrorKind, Instant, KeyMask, ObjectKey, Res
 use kvstrata_evict::{Admission, EvictionPolicy};
 use kvstrata_l2::{Adapter, Checked, Context, Put, PutItem, PutSink, Stored, Timer, Verify};
 use kvstrata_mem::{Allocate, SpaceWatch};
-use kvstrata_policy::{L2Id, PrefetchPolicy, StorePolicy};
+use kvstrata_policy::{L2Id, LoadTime, PrefetchPolicy, StorePolicy};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 
@@ -60,6 +60,14 @@ pub(crate) struct Inner {
     gone: watch::Sender<bool>,
     next_request: AtomicU64,
     next_tier: AtomicU64,
+}
+
+/// An adapter that takes new work.
+pub(crate) struct Serving {
+    pub(crate) id: L2Id,
+    pub(crate) adapter: Adapter,
+    pub(crate) weight: u32,
+    pub(crate) load_time: Option<LoadTime>,
 }
 
 impl Inner {
@@ -168,16 +176,20 @@ impl Inner {
     }
 
     /// The adapters that take new work, in order.
-    pub(crate) fn serving(&self) -> Vec<(L2Id, Adapter)> {
-        let draining: Vec<L2Id> = {
+    pub(crate) fn serving(&self) -> Vec<Serving> {
+        let now = self.timer.now();
+        let tiers: Vec<_> = {
             let machine = self.machine.lock();
-            machine.tiers.iter().filter(|t| t.draining).map(|t| t.id).collect()
+            let live = machine.tiers.iter().filter(|t| !t.draining);
+            live.map(|t| (t.id, t.weight, t.pace.and_then(|p| p.lately(now)))).collect()
         };
         let adapters = self.adapters.read();
-        adapters
-            .iter()
-            .filter(|(id, _)| !draining.contains(id))
-            .map(|(id, c)| (*id, c.adapter.clone()))
+        let adapter = |id| adapters.iter().find(|(other, _)| *other == id).map(|(_, c)| c.adapter.clone());
+        tiers
+            .into_iter()
+            .filter_map(|(id, weight, load_time)| {
+                Some(Serving { id, adapter: adapter(id)?, weight, load_time })
+            })
             .collect()
     }
 
@@ -428,7 +440,7 @@ impl Manager {
                 return Err(Error::invalid("add adapter", "an adapter of this name is there already")
                     .with("name", &name));
             }
-            m.tiers.push(Tier { id, name, weight, draining: false, in_flight: 0 });
+            m.tiers.push(Tier { id, name, weight, draining: false, in_flight: 0, pace: None });
             Ok(if m.options.digests { Verify::On } else { Verify::Off })
         })?;
         self.0.adapters.write().push((id, Checked::new(adapter, verify, self.0.cx.clone())));

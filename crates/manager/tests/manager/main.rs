@@ -3,3 +3,4 @@
 mod common;
 mod l1;
 mod l2;
+mod tiers;
