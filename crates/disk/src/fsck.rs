@@ -97,7 +97,7 @@ impl FsckReport {
     }
 }
 
-fn failed(path: &Path) -> impl Fn(io::Error) -> Error {
+pub(crate) fn failed(path: &Path) -> impl Fn(io::Error) -> Error {
     move |e| Error::io(OP, e).with("path", path.display())
 }
 
@@ -142,7 +142,7 @@ pub fn walk<D: Disk>(disk: &D, root: &Path, mut each: impl FnMut(Listed)) -> Res
     Ok(strangers)
 }
 
-fn sorted<D: Disk>(disk: &D, path: &Path) -> Result<Vec<kvstrata_io::DirEntry>> {
+pub(crate) fn sorted<D: Disk>(disk: &D, path: &Path) -> Result<Vec<kvstrata_io::DirEntry>> {
     let mut entries = disk.list(path).map_err(failed(path))?;
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)

@@ -1,6 +1,6 @@
 //! Finding out at the start what is there, and writing down at the end what that start should know.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::fanout::Leaf;
 use crate::index::{Object, Place};
 use crate::names::{QUARANTINE, SNAPSHOT, fan, is_temp_name, leaf_path, parse_fan, parse_object_name};
 use crate::settings::count;
-use crate::snapshot::{FileTime, Snapshot};
+use crate::snapshot::{FileTime, Known, Snapshot};
 use crate::store::{Store, read_header};
 use crate::{Fault, HEADER_BYTES};
 
@@ -69,13 +69,7 @@ impl<D: Disk> Store<D> {
         let failed = |e| Error::io(OP, e).with("root", self.root.display());
         self.remove_orphans().map_err(failed)?;
         self.count_quarantine().map_err(failed)?;
-        let snapshot = self.read_snapshot();
-        let mut known: HashMap<[u8; 2], Vec<Object>> = HashMap::new();
-        let times: HashMap<[u8; 2], FileTime> = snapshot.dirs.iter().copied().collect();
-        for object in snapshot.objects {
-            let [top, leaf, ..] = *object.key.fingerprint256();
-            known.entry([top, leaf]).or_default().push(object);
-        }
+        let mut known = Known::from(self.read_snapshot());
         let mut unchanged = Vec::new();
         let mut scanned = Vec::new();
         for top in self.disk.list(&self.root).map_err(failed)? {
@@ -89,16 +83,13 @@ impl<D: Disk> Store<D> {
                     continue;
                 };
                 let meta = self.disk.metadata(&leaf_path(&self.root, t, l)).map_err(failed)?;
-                let trusted = times
-                    .get(&[t, l])
-                    .is_some_and(|then| *then == meta.modified.into() && then.settled_before(snapshot.begun));
-                let objects = if trusted {
-                    let objects = known.remove(&[t, l]).unwrap_or_default();
-                    let n = objects.len();
-                    unchanged.extend(objects);
-                    n
-                } else {
-                    self.scan_leaf(t, l, &mut scanned).map_err(failed)?
+                let objects = match known.take([t, l], meta.modified.into()) {
+                    Some(objects) => {
+                        let n = objects.len();
+                        unchanged.extend(objects);
+                        n
+                    }
+                    None => self.scan_leaf(t, l, &mut scanned).map_err(failed)?,
                 };
                 let found = Leaf { objects: objects as u32, bytes: meta.allocated };
                 self.grown(self.fanout.found_leaf(t, l, found) as i64);

@@ -65,6 +65,34 @@ pub(crate) struct Snapshot {
     pub(crate) objects: Vec<Object>,
 }
 
+/// A snapshot by directory, to be held against what the directories say now.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    begun: FileTime,
+    times: HashMap<[u8; 2], FileTime>,
+    objects: HashMap<[u8; 2], Vec<Object>>,
+}
+
+impl From<Snapshot> for Known {
+    fn from(snapshot: Snapshot) -> Self {
+        let mut objects: HashMap<[u8; 2], Vec<Object>> = HashMap::new();
+        for object in snapshot.objects {
+            let [top, leaf, ..] = *object.key.fingerprint256();
+            objects.entry([top, leaf]).or_default().push(object);
+        }
+        Self { begun: snapshot.begun, times: snapshot.dirs.into_iter().collect(), objects }
+    }
+}
+
+impl Known {
+    /// A directory's objects, if nothing came or went in it since the snapshot.
+    pub(crate) fn take(&mut self, dir: [u8; 2], modified: FileTime) -> Option<Vec<Object>> {
+        let then = self.times.get(&dir)?;
+        (*then == modified && then.settled_before(self.begun))
+            .then(|| self.objects.remove(&dir).unwrap_or_default())
+    }
+}
+
 fn bad(what: &str) -> Error {
     Error::new(ErrorKind::Corrupt, "read index snapshot", what)
 }

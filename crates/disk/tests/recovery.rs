@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -114,6 +115,50 @@ fn a_snapshot_saves_the_headers_from_being_read() {
     assert_eq!(load(&store, 20, LEN).unwrap(), payload(20, 0, LEN));
     assert_eq!(load(&store, 5, LEN).unwrap(), payload(5, 1, LEN));
     assert_eq!(load(&store, 6, LEN).unwrap_err(), Miss::Absent);
+}
+
+#[test]
+fn a_listing_reads_the_headers_that_the_snapshot_does_not_vouch_for() {
+    let place = Place::new();
+    let all = || {
+        let (mut keys, mut bad) = (Vec::new(), Vec::new());
+        kvstrata_disk::list(&*place.disk, &place.root, |shown| {
+            match shown {
+                Ok((key, found)) => keys.push((key, found.len)),
+                Err(miss) => bad.push(miss),
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        keys.sort_by_key(|(key, _)| key.fingerprint());
+        (keys, bad)
+    };
+    let wanted = |numbers: &mut dyn Iterator<Item = u64>| {
+        let mut keys: Vec<_> = numbers.map(|n| (key(n), LEN as u64)).collect();
+        keys.sort_by_key(|(key, _)| key.fingerprint());
+        keys
+    };
+    let store = place.open(1);
+    (0..20).for_each(|n| assert_eq!(store_payload(&store, n, 0, LEN).unwrap(), Stored::Written));
+    assert_eq!(all(), (wanted(&mut (0..20)), vec![]), "a store in use, without a snapshot");
+    place.age();
+    store.close();
+    drop(store);
+    flip(&place.file(4), 20);
+    assert_eq!(all(), (wanted(&mut (0..20)), vec![]), "no header is read");
+    fs::remove_file(place.file(7)).unwrap();
+    fs::remove_file(place.root.join(names::SNAPSHOT)).unwrap();
+    assert_eq!(all(), (wanted(&mut (0..20).filter(|n| ![4, 7].contains(n))), vec![Miss::Header]));
+
+    let mut first = 0;
+    let stop = |_| {
+        first += 1;
+        ControlFlow::Break(())
+    };
+    kvstrata_disk::list(&*place.disk, &place.root, stop).unwrap();
+    assert_eq!(first, 1);
+    let e = kvstrata_disk::list(&*place.disk, &place.root.join(names::TMP), |_| ControlFlow::Break(()));
+    assert_eq!(e.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
 #[test]

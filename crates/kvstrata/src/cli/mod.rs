@@ -2,12 +2,15 @@
 
 mod bench;
 mod flags;
+mod fsck;
+mod ls;
 mod plot;
 mod replay;
 mod report;
 mod show;
 mod simulate;
 mod stack;
+mod store_path;
 mod trace;
 
 use std::process::ExitCode;
@@ -33,6 +36,8 @@ enum Command {
     Replay(replay::ReplayArgs),
     Simulate(simulate::SimulateArgs),
     Trace(trace::TraceArgs),
+    Ls(ls::LsArgs),
+    Fsck(fsck::FsckArgs),
     /// Measure a part of the cache
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -58,6 +63,8 @@ pub(crate) fn main() -> ExitCode {
             Command::Replay(args) => replay::run(args).await,
             Command::Simulate(args) => simulate::run(args),
             Command::Trace(args) => trace::run(&args),
+            Command::Ls(args) => ls::run(args),
+            Command::Fsck(args) => fsck::run(args),
             Command::Bench(command) => bench::run(command).await,
             Command::Config(command) => show::run(command),
         }

@@ -159,7 +159,9 @@ pub(crate) async fn run(args: ReplayArgs) -> Result<bool> {
     replay.close().await?;
     let mut figures = replay.finish(started.elapsed());
     figures.l2_hit_blocks_after_restart = before_restart.map(|before| figures.l2_hit_blocks - before);
-    print(&figures);
+    if !report::to_stdout(args.json.as_ref()) {
+        print(&figures);
+    }
     if let Some(path) = &args.json {
         report::write_json(path, &figures)?;
     }

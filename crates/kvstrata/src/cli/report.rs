@@ -1,7 +1,7 @@
 //! What a command tells: a table for people, the same as JSON for programs, and progress while it works.
 
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -19,6 +19,11 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let part = path.with_extension("json.part");
     let written = std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, path));
     written.with_context(|| format!("write {}", path.display()))
+}
+
+/// Whether the JSON goes to standard output: then nothing else may, or no program could read it.
+pub(crate) fn to_stdout(json: Option<&PathBuf>) -> bool {
+    json.is_some_and(|path| path == Path::new("-"))
 }
 
 /// Rows of a name and its values, aligned.

@@ -160,7 +160,9 @@ pub(crate) async fn run(BenchCommand::L2(args): BenchCommand) -> Result<bool> {
     let closed = bench.adapter.adapter.store.shutdown(bench.deadline()).await;
     let figures = figures?;
     closed?;
-    figures.print();
+    if !report::to_stdout(args.json.as_ref()) {
+        figures.print();
+    }
     if let Some(why) = &bench.first_failure {
         eprintln!("kvstrata: the first failure: {why}");
     }
