@@ -41,3 +41,8 @@ pub use kvstrata_mem as mem;
 pub use kvstrata_policy as policy;
 #[cfg(feature = "testkit")]
 pub use kvstrata_testkit as testkit;
+
+/// The README's examples are tests, too.
+#[cfg(all(doctest, feature = "full"))]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
