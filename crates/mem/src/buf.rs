@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kvstrata_core::{Error, ErrorKind, Result};
 
-use crate::{Region, RegionKind};
+use crate::{Region, RegionKind, UNIT};
 
 /// Where in its region a buffer lies, in bytes. `capacity` is what was set aside for it: whole 4 KiB units.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -178,12 +178,20 @@ impl WriteBuf {
         self.block.visit(self.len, f)
     }
 
-    /// Ends the writing. Only the first `len` bytes are the payload.
+    /// Ends the writing. Only the first `len` bytes are the payload. In host memory the rest of its last 4 KiB is cleared,
+    /// because direct I/O writes whole blocks, and memory that was used before may hold another tenant's bytes.
     ///
     /// # Panics
     /// If `len` exceeds [`Self::len`].
     pub fn seal(self, len: usize) -> ReadBuf {
         assert!(len <= self.len, "sealing {len} of {} bytes", self.len);
+        let end = len.next_multiple_of(UNIT).min(self.capacity());
+        if end > len && self.region().kind() != RegionKind::Device {
+            // SAFETY: `len` is within the extent.
+            let rest = unsafe { self.block.ptr().add(len) };
+            // SAFETY: the bytes from `len` to `end` are within the extent, which is ours alone until sealed.
+            unsafe { rest.as_ptr().write_bytes(0, end - len) };
+        }
         ReadBuf { block: Arc::new(self.block), len }
     }
 }

@@ -140,6 +140,20 @@ fn the_payload_is_what_was_sealed() {
 }
 
 #[test]
+fn what_direct_io_writes_behind_the_payload_is_cleared() {
+    let home = Arc::new(Counter::default());
+    let mut buffer = buffer(&home, 2 * UNIT);
+    buffer.as_mut_slice().expect("private").fill(9);
+    let at = buffer.as_ptr();
+    let sealed = buffer.seal(100);
+    // SAFETY: the extent has two units, and nobody writes them any more.
+    let whole = unsafe { std::slice::from_raw_parts(at.as_ptr(), 2 * UNIT) };
+    assert!(whole[..100].iter().all(|b| *b == 9) && whole[100..UNIT].iter().all(|b| *b == 0));
+    assert!(whole[UNIT..].iter().all(|b| *b == 9), "no more than the last block");
+    drop(sealed);
+}
+
+#[test]
 fn writing_outside_is_refused_and_sealing_too_much_panics_without_a_leak() {
     let home = Arc::new(Counter::default());
     let mut small = buffer(&home, 10);
