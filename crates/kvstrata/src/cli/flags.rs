@@ -15,13 +15,18 @@ pub(crate) struct ConfigFlags {
 }
 
 impl ConfigFlags {
-    /// The settings of all layers.
+    /// The settings of all layers. What there is to say about them is said.
     pub(crate) fn resolve(&self) -> Result<Resolved> {
-        let resolved = kvstrata_config::load(self.file.as_deref(), &self.values)?;
+        let resolved = self.resolve_silently()?;
         for warning in &resolved.warnings {
             tracing::warn!("{warning}");
         }
         Ok(resolved)
+    }
+
+    /// The settings of all layers, for a command that shows the warnings itself.
+    pub(crate) fn resolve_silently(&self) -> Result<Resolved> {
+        Ok(kvstrata_config::load(self.file.as_deref(), &self.values)?)
     }
 }
 

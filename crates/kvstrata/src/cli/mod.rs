@@ -1,6 +1,7 @@
 //! The command line: what can be asked, and what the exit status says.
 
 mod bench;
+mod doctor;
 mod flags;
 mod fsck;
 mod ls;
@@ -38,6 +39,7 @@ enum Command {
     Trace(trace::TraceArgs),
     Ls(ls::LsArgs),
     Fsck(fsck::FsckArgs),
+    Doctor(doctor::DoctorArgs),
     /// Measure a part of the cache
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -65,6 +67,7 @@ pub(crate) fn main() -> ExitCode {
             Command::Trace(args) => trace::run(&args),
             Command::Ls(args) => ls::run(args),
             Command::Fsck(args) => fsck::run(args),
+            Command::Doctor(args) => doctor::run(args),
             Command::Bench(command) => bench::run(command).await,
             Command::Config(command) => show::run(command),
         }

@@ -29,8 +29,8 @@ pub(crate) fn check(path: &Path, broken: bool) -> Result<()> {
     if entries.is_empty() {
         return is("this directory is empty, and no store");
     }
-    if entries.iter().any(|e| is_lmcache_fs_name(&e.file_name())) {
-        return is("this is a directory of LMCache's fs adapter, and no store");
+    if let Some(what) = foreign(path)? {
+        return is(what);
     }
     if has(LOCK) || has(SNAPSHOT) || count_objects(path)? > 0 {
         if broken {
@@ -43,6 +43,12 @@ pub(crate) fn check(path: &Path, broken: bool) -> Result<()> {
         return Err(Error::new(ErrorKind::Corrupt, OP, m).into());
     }
     is("this directory is no store: it has no manifest and no objects")
+}
+
+/// Whether a directory is another program's cache, and whose.
+pub(crate) fn foreign(path: &Path) -> Result<Option<&'static str>> {
+    let theirs = fs::read_dir(path)?.flatten().any(|e| is_lmcache_fs_name(&e.file_name()));
+    Ok(theirs.then_some("this is a directory of LMCache's fs adapter, and no store"))
 }
 
 /// Files with an object's name. Reads directories only.

@@ -1,0 +1,190 @@
+//! What lies under the adapters' paths.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use kvstrata_config::AdapterSettings;
+use kvstrata_disk::{HEADER_BYTES, Manifest, Wanted};
+use kvstrata_io::{OsDisk, OsOptions, Support, probe};
+use kvstrata_l2_fs::FsConfig;
+use serde_json::Value;
+
+use super::memory::Machine;
+use super::{Findings, State};
+use crate::cli::report::bytes;
+use crate::cli::store_path;
+
+pub(super) fn examine(name: &str, adapter: &AdapterSettings, machine: &Machine, findings: &mut Findings) {
+    match adapter.keys().get("base_path").and_then(Value::as_str) {
+        Some(path) => files(name, Path::new(path), adapter, findings),
+        None => in_memory(name, adapter, machine, findings),
+    }
+}
+
+fn gib(adapter: &AdapterSettings, key: &str) -> u64 {
+    // The settings were checked: it is a sane number or not there.
+    adapter.keys().get(key).and_then(Value::as_f64).map_or(0, |gb| (gb * f64::from(1 << 30)) as u64)
+}
+
+fn in_memory(name: &str, adapter: &AdapterSettings, machine: &Machine, findings: &mut Findings) {
+    let (what, size) = (format!("adapter {name}"), gib(adapter, "max_size_gb"));
+    let why = format!("keeps up to {} in this process's memory; nothing survives it", bytes(size));
+    match machine.available_bytes {
+        Some(available) if size > available => {
+            let why = format!("{why}, and {} are available", bytes(available));
+            findings.add(what, State::Problem, why, "lower max_size_gb");
+        }
+        _ => findings.ok(what, why),
+    }
+}
+
+fn files(name: &str, path: &Path, adapter: &AdapterSettings, findings: &mut Findings) {
+    let what = |of: &str| format!("{name}: {of}");
+    let disk = match OsDisk::new(OsOptions { threads: 1, ..OsOptions::default() }) {
+        Ok(disk) => disk,
+        Err(e) => return findings.add(what("path"), State::Problem, format!("no thread for it: {e}"), ""),
+    };
+    let store = match look(&disk, path) {
+        Ok(store) => store,
+        Err(e) => {
+            return findings.add(what("path"), State::Problem, format!("{e:#}"), "choose another base_path");
+        }
+    };
+    // What is not there yet is not made here.
+    let at = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let Some(at) = at.ancestors().find(|p| p.exists()) else {
+        return findings.add(what("path"), State::Problem, format!("{} has no parent", path.display()), "");
+    };
+    let can = match probe(&disk, at) {
+        Ok(can) => can,
+        Err(e) => {
+            let advice = "make the path writable, make room, or choose another base_path";
+            return findings.add(what("path"), State::Problem, e.to_string(), advice);
+        }
+    };
+    let place = if at == path || path.exists() {
+        format!("{} on {}, {store}", path.display(), can.space.fs)
+    } else {
+        format!("{} is not there yet; {} is on {}", path.display(), at.display(), can.space.fs)
+    };
+    if can.space.fs.is_shared() {
+        let why = format!("{place}; other machines may mount it, and a store has one user");
+        findings.add(what("path"), State::Fallback, why, "give each machine a directory of its own");
+    } else {
+        findings.ok(what("path"), place);
+    }
+    capacity(&disk, &what("capacity"), path, gib(adapter, "max_capacity_gb"), can.space, findings);
+
+    let unset = FsConfig::new(path);
+    let direct = wanted(adapter.keys().get("use_odirect"), unset.use_odirect.0);
+    let instead = "use_odirect is false: through the page cache";
+    support(&what("O_DIRECT reads"), direct, &can.direct_read, instead, findings);
+    support(&what("O_DIRECT writes"), direct, &can.direct_write, instead, findings);
+    let no_atime = wanted(adapter.keys().get("no_atime"), unset.no_atime.0);
+    support(
+        &what("O_NOATIME"),
+        no_atime,
+        &can.no_atime,
+        "no_atime is false: access times are kept",
+        findings,
+    );
+    let required = |of: &str, support: &Support, findings: &mut Findings| match support {
+        Support::Yes => findings.ok(what(of), "works"),
+        Support::No(why) => findings.add(what(of), State::Problem, why.clone(), "choose another file system"),
+    };
+    required("rename without replacing", &can.rename_new, findings);
+    required("lock", &can.lock, findings);
+    match adapter.keys().get("sync").and_then(Value::as_str).unwrap_or("none") {
+        "none" => {
+            findings.off(what("sync"), "sync is none: the newest objects may not survive a power failure")
+        }
+        _ => required("sync of directories", &can.sync_dir, findings),
+    }
+}
+
+/// What is at the path already.
+fn look(disk: &OsDisk, path: &Path) -> anyhow::Result<String> {
+    let entries = match std::fs::read_dir(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok("nothing there yet".into()),
+        entries => entries?.count(),
+    };
+    if entries == 0 {
+        return Ok("empty".into());
+    }
+    match Manifest::read(disk, path)? {
+        Some(manifest) => {
+            drop(store_path::lock(disk, path)?);
+            Ok(format!("a store of {} described models", manifest.namespaces.len()))
+        }
+        // Foreign files do no harm, but another program's cache is not to be mixed with ours.
+        None => match store_path::foreign(path)? {
+            Some(what) => anyhow::bail!("{}: {what}", path.display()),
+            None => Ok("not a store yet, with files of others".into()),
+        },
+    }
+}
+
+fn capacity(
+    disk: &OsDisk,
+    what: &str,
+    path: &Path,
+    limit: u64,
+    space: kvstrata_io::Space,
+    findings: &mut Findings,
+) {
+    let room = format!("{} of {} available", bytes(space.available), bytes(space.total));
+    if space.total == 0 {
+        return findings.ok(what, "the file system has no size of its own");
+    }
+    if limit == 0 {
+        let why = format!("no limit: stores go on until the file system is full ({room})");
+        return findings.add(what, State::Ok, why, "set max_capacity_gb");
+    }
+    // What the store holds already is part of the limit, and no longer available. Only looked at where it matters.
+    let mut held = 0;
+    if limit > space.available {
+        let add = |shown: Result<(_, kvstrata_l2::Found), _>| {
+            held += shown.map_or(0, |(_, found)| (HEADER_BYTES + found.len).next_multiple_of(4096));
+            ControlFlow::Continue(())
+        };
+        // No store yet holds nothing.
+        drop(kvstrata_disk::list(disk, path, add));
+    }
+    if limit > space.available + held {
+        let why = format!("the limit is {}, and there are {room}", bytes(limit));
+        findings.add(what, State::Problem, why, "lower max_capacity_gb, or make room");
+    } else {
+        findings.ok(what, format!("{}, {room}", bytes(limit)));
+    }
+}
+
+/// `false`, `true` (where it works) or `"require"`.
+fn wanted(value: Option<&Value>, unset: Wanted) -> Wanted {
+    match value {
+        Some(Value::Bool(false)) => Wanted::Off,
+        Some(Value::Bool(true)) => Wanted::Try,
+        Some(Value::String(_)) => Wanted::Require,
+        _ => unset,
+    }
+}
+
+fn support(what: &str, wanted: Wanted, support: &Support, off: &str, findings: &mut Findings) {
+    match (wanted, support) {
+        (Wanted::Off, support) => {
+            let here = if support.is_yes() { "it would work here" } else { "it would not work here" };
+            findings.off(what, format!("{off} ({here})"));
+        }
+        (_, Support::Yes) => findings.ok(what, "works"),
+        (Wanted::Try, Support::No(why)) => {
+            findings.add(
+                what,
+                State::Fallback,
+                format!("done without: {why}"),
+                "another file system, or leave it",
+            );
+        }
+        (Wanted::Require, Support::No(why)) => {
+            findings.add(what, State::Problem, format!("required, and refused: {why}"), "do not require it");
+        }
+    }
+}
