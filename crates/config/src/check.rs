@@ -121,17 +121,17 @@ fn in_gib(bytes: u64) -> String {
 }
 
 fn policies(s: &Settings) -> Result<()> {
+    // The policies' own messages list those there are; those of `evict` say the nearest, too.
     let named = |field, e: &dyn std::fmt::Display, name: &str, known: &[&str]| {
         let near = crate::names::nearest(&name.to_lowercase(), known.iter().map(|k| k.to_lowercase()));
-        // The policies' own message lists those there are.
         let near = near.map(|n| format!("; the nearest is {n}")).unwrap_or_default();
         Err(wrong(field, format!("{e}{near}")))
     };
     if let Err(e) = kvstrata_evict::by_name(&s.eviction.policy) {
-        return named("eviction.policy", &e, &s.eviction.policy, e.known());
+        return Err(wrong("eviction.policy", e.to_string()));
     }
     if let Err(e) = kvstrata_evict::admission_by_name(&s.admission) {
-        return named("admission", &e, &s.admission, e.known());
+        return Err(wrong("admission", e.to_string()));
     }
     if let Err(e) = kvstrata_policy::store_by_name(&s.store.policy) {
         return named("store.policy", &e, &s.store.policy, e.known);

@@ -34,7 +34,7 @@ fn each_bad_value_is_refused_with_its_name_its_place_and_what_would_do() {
         ("chunk-size", "0", &["at least one token"]),
         ("chunk-size", "many", &["whole number"]),
         ("digests", "perhaps", &["true or false"]),
-        ("eviction-policy", "LRUU", &["eviction.policy", "noop, FIFO, LRU", "nearest is lru"]),
+        ("eviction-policy", "LRUU", &["eviction.policy", "noop, FIFO, LRU", "did you mean LRU"]),
         ("eviction-ratio", "0", &["up to 1"]),
         ("eviction-trigger-watermark", "1.5", &["up to 1"]),
         ("l2-store-policy", "noop", &["store.policy", "default, skip_l1"]),

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use kvstrata_config::ByteSize;
-use kvstrata_core::{KeyMask, KeyScope, KvRank, Layout, ObjectKey};
+use kvstrata_core::{Error, KeyMask, KeyScope, KvRank, Layout, ObjectKey};
 use kvstrata_manager::{Grant, Layouts, LoadMode, Manager, Request, Reserved, Source, Wait};
 use kvstrata_testkit::payload;
 use kvstrata_testkit::trace::{self, Reader};
@@ -110,7 +110,11 @@ struct Replay {
 
 pub(crate) async fn run(args: ReplayArgs) -> Result<bool> {
     let resolved = args.config.resolve()?;
-    let layout = Layout::opaque(args.block_bytes.0).context("--block-bytes")?;
+    if !(1..=Layout::MAX_BYTES).contains(&args.block_bytes.0) {
+        let e = Error::invalid("replay", "a block has from 1 byte to 16 GiB");
+        return Err(e.with("--block-bytes", args.block_bytes).into());
+    }
+    let layout = Layout::opaque(args.block_bytes.0)?;
     // Read once before anything is opened: a line that does not parse is found now, and the bar knows its end.
     let mut total = 0;
     for request in Reader::open(&args.trace)? {
@@ -119,7 +123,11 @@ pub(crate) async fn run(args: ReplayArgs) -> Result<bool> {
     }
     let total = args.requests.map_or(total, |n| n.min(total));
     if args.restart_at.is_some_and(|at| at >= total) {
-        bail!("--restart-at must be below the number of requests, which is {total}");
+        let e = Error::invalid(
+            "replay",
+            format!("--restart-at is below the number of requests, which is {total}"),
+        );
+        return Err(e.into());
     }
     let scope = KeyScope::new("replay", KvRank::single(), 0, "")?;
     let mut replay = Replay {
