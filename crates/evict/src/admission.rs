@@ -115,7 +115,7 @@ impl SecondSighting {
             Some(_) => now | TWICE,
             None => now,
         };
-        self.sighted.push(print, weight.get());
+        self.sighted.push(print, weight.get(), 0);
         if let Some(ghost) = self.sighted.get_mut(print) {
             ghost.mark = mark;
         }

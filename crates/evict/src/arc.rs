@@ -98,7 +98,7 @@ impl EvictionPolicy for AdaptiveReplacement {
     fn remove(&mut self, slot: Slot, why: Removal) {
         let Some(node) = self.queues.remove(slot) else { return };
         if why == Removal::Evicted {
-            self.ghosts[node.queue as usize].push(node.extra, node.weight);
+            self.ghosts[node.queue as usize].push(node.extra, node.weight, 0);
             self.trim();
         }
     }

@@ -64,10 +64,10 @@ impl Ghosts {
     }
 
     /// Remembers an object as the newest.
-    pub(crate) fn push(&mut self, print: u64, weight: u32) {
+    pub(crate) fn push(&mut self, print: u64, weight: u32, mark: u32) {
         self.remove(print);
         let number = self.first.wrapping_add(self.ring.len() as u32);
-        self.ring.push_back(Ghost { print, weight, mark: 0 });
+        self.ring.push_back(Ghost { print, weight, mark });
         let (ring, first) = (&self.ring, self.first);
         self.index.insert_unique(mix(print), number, |&n| mix(ring[n.wrapping_sub(first) as usize].print));
         self.weight += u64::from(weight);
@@ -90,10 +90,15 @@ impl Ghosts {
 
     /// Forgets the oldest until at most `count` of at most `weight` together are left.
     pub(crate) fn trim(&mut self, count: usize, weight: u64) {
-        while self.index.len() > count || self.weight > weight {
-            let Some(oldest) = self.ring.front() else { return };
-            self.remove(oldest.print);
+        while self.drop_oldest(count, weight).is_some() {}
+    }
+
+    /// Forgets the oldest if there are more than `count` or they weigh more than `weight` together; its mark.
+    pub(crate) fn drop_oldest(&mut self, count: usize, weight: u64) -> Option<u32> {
+        if self.index.len() <= count && self.weight <= weight {
+            return None;
         }
+        self.remove(self.ring.front()?.print)
     }
 
     /// Drops forgotten ghosts from the ring: those at its front at once, the others when they are the most of it.
@@ -133,7 +138,7 @@ mod tests {
             for (step, print, weight) in steps {
                 match step {
                     0 | 1 => {
-                        ghosts.push(print, weight);
+                        ghosts.push(print, weight, 0);
                         model.retain(|&(p, _)| p != print);
                         model.push((print, weight));
                     }

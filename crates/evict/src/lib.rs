@@ -42,6 +42,7 @@ mod fifo;
 mod ghosts;
 mod isolated;
 mod lfu;
+mod life;
 mod lru;
 #[cfg(test)]
 mod models;
@@ -66,6 +67,7 @@ pub use entry::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot, TenantId};
 pub use fifo::Fifo;
 pub use isolated::IsolatedLru;
 pub use lfu::Lfu;
+pub use life::LifeTable;
 pub use lru::Lru;
 pub use mru::Mru;
 pub use names::{NAMES, UnknownPolicy, by_name};

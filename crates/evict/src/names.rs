@@ -1,7 +1,8 @@
 //! Policies by name.
 
 use crate::{
-    AdaptiveReplacement, EvictionPolicy, Fifo, IsolatedLru, Lfu, Lru, Mru, Noop, S3Fifo, Sieve, WTinyLfu,
+    AdaptiveReplacement, EvictionPolicy, Fifo, IsolatedLru, Lfu, LifeTable, Lru, Mru, Noop, S3Fifo, Sieve,
+    WTinyLfu,
 };
 use std::fmt;
 
@@ -18,6 +19,7 @@ const POLICIES: &[(&str, Make)] = &[
     ("ARC", || Box::<AdaptiveReplacement>::default()),
     ("S3-FIFO", || Box::<S3Fifo>::default()),
     ("SIEVE", || Box::<Sieve>::default()),
+    ("life-table", || Box::<LifeTable>::default()),
     ("IsolatedLRU", || Box::<IsolatedLru>::default()),
 ];
 

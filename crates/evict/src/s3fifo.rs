@@ -89,7 +89,7 @@ impl EvictionPolicy for S3Fifo {
     fn remove(&mut self, slot: Slot, why: Removal) {
         let Some(node) = self.queues.remove(slot) else { return };
         if why == Removal::Evicted && node.queue as usize == SMALL {
-            self.ghosts.push(node.extra.print, node.weight);
+            self.ghosts.push(node.extra.print, node.weight, 0);
             self.ghosts.trim(self.space.entries(), self.space.weight());
         }
     }

@@ -175,7 +175,7 @@ fn obligation_5_the_last_chunk_of_a_batch_leaves_first() {
 
 /// Bytes of memory for each slot and each resident that the policies' own pages state, as `slot * 2` (vectors double),
 /// sixteen positions, and what comes on top.
-const STATED: [(&str, usize); 10] = [
+const STATED: [(&str, usize); 11] = [
     ("noop", 0),
     ("FIFO", 2 * 16 + 67),
     ("LRU", 2 * 16 + 67),
@@ -186,6 +186,7 @@ const STATED: [(&str, usize); 10] = [
     ("S3-FIFO", 2 * 32 + 67 + 76),
     ("SIEVE", 2 * 20 + 67 + 8),
     ("IsolatedLRU", 2 * 32 + 67),
+    ("life-table", 2 * 64 + 67 + 4 * 76 + 16),
 ];
 
 #[test]
