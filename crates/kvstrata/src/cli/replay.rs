@@ -29,7 +29,7 @@ pub(crate) struct ReplayArgs {
     #[arg(long, value_name = "FILE")]
     trace: PathBuf,
     /// Bytes per block
-    #[arg(long, value_name = "BYTES", default_value = "64KiB")]
+    #[arg(long, value_name = "BYTES", default_value = "64KiB", allow_negative_numbers = true)]
     block_bytes: ByteSize,
     /// As fast as it goes, or at the trace's own pace
     #[arg(long, value_enum, default_value_t = Speed::Max)]

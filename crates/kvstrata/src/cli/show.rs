@@ -11,11 +11,14 @@ use super::report;
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum ConfigCommand {
-    /// Print the settings in effect, and where each came from
     Show(ShowArgs),
 }
 
 /// Print the settings in effect, and where each came from
+///
+/// Later layers win: built-in defaults, the file, KVSTRATA_… variables, flags.
+///
+/// Example: kvstrata config show --config kv.toml --l1-size-gb 8
 #[derive(Args, Debug)]
 pub(crate) struct ShowArgs {
     /// Write them here as JSON (`-`: standard output)
