@@ -33,7 +33,7 @@ mod window;
 
 pub use fastest::Fastest;
 pub use names::{PREFETCH_NAMES, STORE_NAMES, UnknownPolicy, prefetch_by_name, store_by_name};
-pub use prefetch::{Admit, Plan, PrefetchDefault, PrefetchPolicy, PrefetchRetain};
+pub use prefetch::{Admit, FirstTier, Plan, PrefetchPolicy};
 pub use store::{SkipL1, StoreDefault, StorePolicy};
 pub use stripe::Striped;
 pub use tier::{L2Id, LoadTime, TierView};

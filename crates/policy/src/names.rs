@@ -2,10 +2,7 @@
 
 use std::fmt;
 
-use crate::{
-    Admit, Fastest, PrefetchDefault, PrefetchPolicy, PrefetchRetain, SkipL1, StoreDefault, StorePolicy,
-    Striped,
-};
+use crate::{Admit, Fastest, FirstTier, PrefetchPolicy, SkipL1, StoreDefault, StorePolicy, Striped};
 
 /// The store policies that [`store_by_name`] knows.
 pub const STORE_NAMES: &[&str] = &["default", "skip_l1", "striped"];
@@ -48,8 +45,8 @@ pub fn store_by_name(name: &str) -> Result<Box<dyn StorePolicy>, UnknownPolicy> 
 /// [`UnknownPolicy`] with the names there are.
 pub fn prefetch_by_name(name: &str) -> Result<Box<dyn PrefetchPolicy>, UnknownPolicy> {
     match canonical(name).as_str() {
-        "default" => Ok(Box::new(PrefetchDefault)),
-        "retain" => Ok(Box::new(PrefetchRetain)),
+        "default" => Ok(Box::new(FirstTier { admit: Admit::Temporary })),
+        "retain" => Ok(Box::new(FirstTier { admit: Admit::Retained })),
         "fastest" => Ok(Box::new(Fastest { admit: Admit::Temporary })),
         "fastest_retain" => Ok(Box::new(Fastest { admit: Admit::Retained })),
         _ => Err(UnknownPolicy { name: name.into(), known: PREFETCH_NAMES }),

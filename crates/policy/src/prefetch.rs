@@ -46,17 +46,20 @@ pub trait PrefetchPolicy: Send + Sync + Debug + 'static {
     fn admit(&self) -> Admit;
 }
 
-/// `default`: the first tier in order that has a key serves it, and what is loaded is temporary.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PrefetchDefault;
+/// `default` and `retain`: the first tier in order that has a key serves it. Under `default` what is loaded is temporary,
+/// under `retain` it stays in L1.
+#[derive(Clone, Copy, Debug)]
+pub struct FirstTier {
+    /// What becomes of what is loaded.
+    pub admit: Admit,
+}
 
-/// `retain`: like `default`, but what is loaded stays in L1.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PrefetchRetain;
-
-impl PrefetchPolicy for PrefetchDefault {
+impl PrefetchPolicy for FirstTier {
     fn name(&self) -> &'static str {
-        "default"
+        match self.admit {
+            Admit::Temporary => "default",
+            Admit::Retained => "retain",
+        }
     }
 
     fn plan(
@@ -66,35 +69,12 @@ impl PrefetchPolicy for PrefetchDefault {
         tiers: &[TierView<'_>],
         _within: Option<Duration>,
     ) -> Plan {
-        Plan { sources: first_that_has(keys.len(), resident, tiers), admit: self.admit() }
+        let source = |i| tiers.iter().find(|t| t.loads && t.found.get(i)).map(|t| t.id);
+        let sources = (0..keys.len()).map(|i| if resident.get(i) { None } else { source(i) }).collect();
+        Plan { sources, admit: self.admit }
     }
 
     fn admit(&self) -> Admit {
-        Admit::Temporary
+        self.admit
     }
-}
-
-impl PrefetchPolicy for PrefetchRetain {
-    fn name(&self) -> &'static str {
-        "retain"
-    }
-
-    fn plan(
-        &self,
-        keys: &[ObjectKey],
-        resident: &KeyMask,
-        tiers: &[TierView<'_>],
-        _within: Option<Duration>,
-    ) -> Plan {
-        Plan { sources: first_that_has(keys.len(), resident, tiers), admit: self.admit() }
-    }
-
-    fn admit(&self) -> Admit {
-        Admit::Retained
-    }
-}
-
-fn first_that_has(keys: usize, resident: &KeyMask, tiers: &[TierView<'_>]) -> Vec<Option<L2Id>> {
-    let source = |i| tiers.iter().find(|t| t.loads && t.found.get(i)).map(|t| t.id);
-    (0..keys).map(|i| if resident.get(i) { None } else { source(i) }).collect()
 }
