@@ -119,6 +119,21 @@ fn replay_loads_after_a_restart_what_it_stored_before() {
 }
 
 #[test]
+fn a_store_of_other_blocks_is_refused_with_the_field_that_differs() {
+    let dir = scratch();
+    let root = filled(dir.path());
+    let (trace, adapter) = (dir.path().join("trace.jsonl"), fs_adapter(&root, json!({})));
+    let before = objects(&root);
+    let with = |block: &str, code| {
+        run(code, &["replay", "--trace", text(&trace), "--block-bytes", block, "--l2-adapter", &adapter]).1
+    };
+    let said = with("8192", 1);
+    assert!(said.contains("layout") && said.contains("U8[4096]") && said.contains("U8[8192]"), "{said}");
+    assert_eq!(objects(&root), before, "nothing was changed");
+    with("4096", 0);
+}
+
+#[test]
 fn a_trace_is_the_same_every_time_and_replaces_nothing() {
     let dir = scratch();
     let path = dir.path().join("t.jsonl");

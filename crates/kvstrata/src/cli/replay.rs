@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 use kvstrata_config::ByteSize;
-use kvstrata_core::{Error, KeyMask, KeyScope, KvRank, Layout, ObjectKey};
+use kvstrata_core::{Error, KeyMask, KeyScope, KvRank, Layout, Namespace, ObjectKey};
 use kvstrata_manager::{Grant, Layouts, LoadMode, Manager, Request, Reserved, Source, Wait};
 use kvstrata_testkit::payload;
 use kvstrata_testkit::trace::{self, Reader};
@@ -46,6 +46,11 @@ pub(crate) struct ReplayArgs {
     #[command(flatten)]
     config: ConfigFlags,
 }
+
+/// The model that a replay's keys name.
+const MODEL: &str = "replay";
+/// The hash schema of a replay's keys: the trace's own block ids, no chain of tokens.
+const TRACE_IDS: u16 = 0;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 enum Speed {
@@ -129,10 +134,17 @@ pub(crate) async fn run(args: ReplayArgs) -> Result<bool> {
         );
         return Err(e.into());
     }
-    let scope = KeyScope::new("replay", KvRank::single(), 0, "")?;
+    let scope = KeyScope::new(MODEL, KvRank::single(), 0, "")?;
+    let namespace = Namespace {
+        model: MODEL.into(),
+        world_size: 1,
+        chunk_tokens: resolved.settings.chunk_size,
+        hash_schema: TRACE_IDS,
+        layout: layout.clone(),
+    };
     let mut replay = Replay {
         within: resolved.settings.deadlines.load_timeout,
-        stack: Stack::open(&resolved, args.block_bytes.0)?,
+        stack: Stack::open(&resolved, &namespace)?,
         layouts: Layouts::from(layout),
         figures: Figures {
             schema_version: 1,
@@ -152,7 +164,7 @@ pub(crate) async fn run(args: ReplayArgs) -> Result<bool> {
         let request = request?;
         if args.restart_at == Some(replay.figures.requests) {
             replay.close().await?;
-            replay.stack = Stack::open(&resolved, args.block_bytes.0)?;
+            replay.stack = Stack::open(&resolved, &namespace)?;
             before_restart = Some(replay.figures.l2_hit_blocks);
         }
         if args.speed == Speed::Real {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use kvstrata_config::{BuildContext, Resolved};
+use kvstrata_core::Namespace;
 use kvstrata_manager::Manager;
 
 /// Everything that a command opens and closes together.
@@ -13,11 +14,12 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// Builds what the settings describe, for chunks that are mostly of this size.
-    pub(crate) fn open(resolved: &Resolved, chunk_bytes: u64) -> Result<Self> {
-        let cx = BuildContext::tokio(tokio::runtime::Handle::current());
+    /// Builds what the settings describe, for chunks of this namespace. A store that holds the namespace otherwise is
+    /// refused.
+    pub(crate) fn open(resolved: &Resolved, namespace: &Namespace) -> Result<Self> {
+        let cx = BuildContext::tokio(tokio::runtime::Handle::current()).storing(vec![namespace.clone()]);
         let mut components = resolved.build(&cx)?;
-        components.options.typical_chunk = chunk_bytes;
+        components.options.typical_chunk = namespace.layout.bytes();
         let manager = components.into_manager(&cx)?;
         Ok(Self { manager, shutdown_timeout: resolved.settings.deadlines.shutdown_timeout })
     }
