@@ -82,14 +82,18 @@ impl Census {
         for class in 0..CLASSES {
             for (at, aged) in self.aged.iter().enumerate() {
                 let there = if at == 0 { 0.5 } else { 1.0 };
-                self.risk[class][at] = (self.risk[class][at] + f64::from(aged[class]) * there) * FADE;
-                self.returns[class][at] *= FADE;
+                self.risk[class][at] += f64::from(aged[class]) * there;
             }
         }
-        self.chunks *= FADE;
-        self.requests *= FADE;
+        self.fade();
         self.grow_older();
         self.now = self.now.wrapping_add(1);
+    }
+
+    /// What was counted counts a little less.
+    pub(super) fn fade(&mut self) {
+        let counts = self.risk.iter_mut().chain(&mut self.returns).flatten();
+        counts.chain([&mut self.chunks, &mut self.requests]).for_each(|count| *count *= FADE);
     }
 
     fn grow_older(&mut self) {

@@ -3,6 +3,8 @@ mod census;
 mod chains;
 mod class;
 mod model;
+#[cfg(test)]
+mod tests;
 
 use crate::ghosts::Ghosts;
 use crate::space::Space;
@@ -70,6 +72,8 @@ struct Lookup {
 /// Memory: 64 bytes per slot, 4.2 per position with at most sixteen positions per resident, at most 76 per ghost, 8 per
 /// chunk of the longest chain walked, and at most 150 KiB for counts, queues and requests. Ghosts are at most four times
 /// as many as the most residents, and at most four times the capacity in weight; vectors grow by doubling.
+///
+/// What was tried and what it scored is in `docs/adr/0006-life-table-eviction.md`.
 ///
 /// Sources: the index is that of Gittins, "Bandit Processes and Dynamic Allocation Indices", 1979; hit densities by age
 /// and class were shown by Beckmann, Chen, Cidon, "LHD: Improving Cache Hit Rate by Maximizing Hit Density", NSDI 2018.
@@ -185,12 +189,16 @@ impl LifeTable {
         total
     }
 
-    /// The next of a class in its walk, and what it is worth.
+    /// The next of a class that is not proposed yet, and what it is worth.
     fn peek(&mut self, class: usize) -> Option<Next> {
-        let (slot, _) = self.queues.advance(class)?;
-        let life = self.queues.get(slot)?.extra;
-        let index = self.model.index[class][bucket(self.census.age(life.generation))];
-        Some(Next { slot, index, ago: self.clock.wrapping_sub(life.used) })
+        loop {
+            let (slot, _) = self.queues.advance(class)?;
+            if !self.chains.visited(slot) {
+                let life = self.queues.get(slot)?.extra;
+                let index = self.model.index[class][bucket(self.census.age(life.generation))];
+                return Some(Next { slot, index, ago: self.clock.wrapping_sub(life.used) });
+            }
+        }
     }
 }
 
@@ -268,22 +276,24 @@ impl EvictionPolicy for LifeTable {
     fn victims(&mut self, want: u64, out: &mut Vec<Slot>) -> u64 {
         let mut total = 0;
         let mut next = [None; CLASSES];
+        self.chains.begin();
         for (class, next) in next.iter_mut().enumerate() {
             if self.queues.weight(class) > 0 {
                 self.queues.rewind(class);
                 *next = self.peek(class);
             }
         }
-        self.chains.begin();
         while total < want {
-            let known = next.iter().enumerate().filter_map(|(class, next)| Some((class, (*next)?)));
-            let first = known.reduce(|first, other| if other.1.before(&first.1) { other } else { first });
-            let Some((class, Next { slot, .. })) = first else { break };
-            if !self.chains.visited(slot) {
-                self.chains.walk_from(slot);
-                total = self.take_leaves(want, total, out);
+            let known = next.iter().flatten();
+            let first = known.reduce(|first, other| if other.before(first) { other } else { first });
+            let Some(first) = first else { break };
+            self.chains.walk_from(first.slot);
+            total = self.take_leaves(want, total, out);
+            for (class, next) in next.iter_mut().enumerate() {
+                if next.is_some_and(|next| self.chains.visited(next.slot)) {
+                    *next = self.peek(class);
+                }
             }
-            next[class] = self.peek(class);
         }
         total
     }

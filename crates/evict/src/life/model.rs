@@ -7,7 +7,7 @@ use super::class::{CLASSES, KINDS, inner, kind, uses};
 /// Rounds of proportional fitting. The factors are settled to a few percent after two or three.
 const ROUNDS: usize = 4;
 /// How many times more the model weighs than the counts of a class and age themselves.
-const WEIGHT: f64 = 16.0;
+const WEIGHT: f64 = 32.0;
 
 /// The index of each class at each age: the best ratio, over all times to wait, of the chance to be used again to the
 /// time that the space is taken for it, per generation. It is Gittins' index of a job that ends when it is used.
