@@ -60,7 +60,7 @@ impl<D: Disk> Store<D> {
         if before.entries.is_none() {
             made.paths.push((settings.root.clone(), FileKind::Dir));
         }
-        let lock = lock(&*disk, &settings.root, &mut made)?;
+        let lock = lock(&*disk, &settings.root)?;
         // Somebody may have made the store between the look and the lock.
         if before.manifest.is_none() && Manifest::read(&*disk, &settings.root)?.is_some() {
             made.keep();
@@ -218,17 +218,16 @@ fn check_space<D: Disk>(disk: &D, settings: &Settings, new: bool) -> Result<u64>
     Ok(if block.is_power_of_two() { block.clamp(4096, 1 << 20) } else { 4096 })
 }
 
-fn lock<D: Disk>(disk: &D, root: &Path, made: &mut Made<'_, D>) -> Result<D::File> {
+fn lock<D: Disk>(disk: &D, root: &Path) -> Result<D::File> {
     let path = root.join(LOCK);
     let failed = |e| Error::io(OP, e).with("base_path", root.display());
     let existing = Open { write: true, ..Open::default() };
     let file = match disk.open(&path, existing) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             match disk.open(&path, Open { create_new: true, ..existing }) {
-                Ok(file) => {
-                    made.paths.push((path.clone(), FileKind::File));
-                    file
-                }
+                // The lock file stays, also when opening fails later: somebody else may have it open by then, and a new file
+                // of that name would be a second lock.
+                Ok(file) => file,
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                     disk.open(&path, existing).map_err(failed)?
                 }

@@ -31,6 +31,9 @@ pub(crate) enum Looked {
     Gone,
 }
 
+/// Linux's errno for a medium that fails.
+const EIO: i32 = 5;
+
 /// Reads one object's header and length.
 pub(crate) fn look_at<D: Disk>(disk: &D, path: &Path, fingerprint: &[u8; 32]) -> io::Result<Looked> {
     let file = match disk.open(path, Open::default()) {
@@ -158,9 +161,17 @@ impl<D: Disk> Store<D> {
                 Ok(Looked::Gone) => {}
                 // One object that cannot be read must not keep a million others from being found.
                 Err(e) => {
-                    let charge = self.block;
+                    let path = dir.join(&entry.name);
+                    let charge = self.disk.metadata(&path).map_or(self.block, |m| m.allocated);
                     self.index.lock().charge(charge);
-                    self.condemn(&fingerprint, charge, Miss::Header, &e.to_string());
+                    // The device lost it. Any other error (too many open files, say) tells nothing of the object: it
+                    // counts, and is looked at again by the next start.
+                    if e.raw_os_error() == Some(EIO) {
+                        self.condemn(&fingerprint, charge, Miss::Header, &e.to_string());
+                    } else {
+                        tracing::warn!(path = %path.display(), error = %e, "an object cannot be looked at and is left out");
+                        count(&self.counts.strangers);
+                    }
                 }
             }
         }

@@ -6,7 +6,7 @@
 //! completion, whether or not anybody still waits.
 //!
 //! [`OsDisk`] is the real one, with a [`ThreadPool`] for its engine; [`SimDisk`] lives in memory, and fails by plan.
-//! [`probe`] finds out what a directory's file system can do.
+//! [`probe()`] finds out what a directory's file system can do.
 //!
 //! ```
 //! use std::path::Path;

@@ -64,7 +64,10 @@ pub fn open_os(
     let options =
         OsOptions { threads: config.num_workers, thread_name: "kvs-fs".into(), ..OsOptions::default() };
     let disk = OsDisk::new(options).map_err(|e| Error::io("start disk threads", e))?;
-    FsStore::open(config, FsContext { disk: Arc::new(disk), l2, writer, namespaces })
+    // A link to the directory is followed once, here: the store itself opens no links.
+    let base_path = std::fs::canonicalize(&config.base_path).unwrap_or_else(|_| config.base_path.clone());
+    let config = FsConfig { base_path, ..config.clone() };
+    FsStore::open(&config, FsContext { disk: Arc::new(disk), l2, writer, namespaces })
 }
 
 impl<D: Disk> FsStore<D> {

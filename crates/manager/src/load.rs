@@ -152,8 +152,8 @@ impl fmt::Debug for Loading {
 }
 
 impl Manager {
-    /// Says what is where: L1 in one step, and only for what L1 lacks, every adapter. An adapter that does not answer by
-    /// the request's deadline has nothing.
+    /// Says what is where: L1 in one step, and only for what L1 lacks, every adapter. An adapter that does not answer in
+    /// half of the request's time has nothing.
     pub async fn lookup(&self, rq: &Request, keys: &Keys) -> Lookup {
         let hits = self.read(rq, keys);
         let missing: Vec<usize> = (0..keys.len()).filter(|i| hits.hits[*i].is_none()).collect();
@@ -167,13 +167,16 @@ impl Manager {
             missing.iter().map(|i| keys[*i].clone()).collect()
         };
         let adapters = self.0.serving();
+        // An adapter that does not answer must leave time to load from those that did.
+        let now = self.0.timer.now();
+        let probe_deadline = now + rq.deadline.since(now) / 2;
         let probes = adapters.iter().map(|tier| {
-            let probe = Probe { keys: Arc::clone(&asked), deadline: rq.deadline, affinity: rq.affinity };
+            let probe = Probe { keys: Arc::clone(&asked), deadline: probe_deadline, affinity: rq.affinity };
             async {
                 tokio::select! {
                     biased;
                     found = tier.adapter.store.probe(probe) => found,
-                    () = self.0.timer.sleep_until(rq.deadline) => Vec::new(),
+                    () = self.0.timer.sleep_until(probe_deadline) => Vec::new(),
                 }
             }
         });

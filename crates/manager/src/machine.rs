@@ -153,6 +153,10 @@ impl Machine {
         cx: Access,
         affinity: Affinity,
     ) -> Vec<Room> {
+        assert_eq!(wanted.len(), keys.len(), "a mask of another batch");
+        if let Layouts::Each(each) = layouts {
+            assert_eq!(each.len(), keys.len(), "the layouts of another batch");
+        }
         let mut full: Option<Error> = None;
         if grant == Grant::Whole {
             let missing = |i: &usize| {
@@ -318,6 +322,7 @@ impl Machine {
             self.policy.remove(slot, Removal::Evicted);
             self.stats.evicted += 1;
             self.stats.evicted_bytes += entry.buf.len() as u64;
+            self.left(entry);
         }
         self.victims = victims;
         went
@@ -368,6 +373,8 @@ impl Machine {
             answers[i] = Committed::Resident;
         }
         handles.reverse();
+        // What was written can be evicted from now on.
+        self.roomier = true;
         self.start_stores(&handles, affinity);
         for (answer, handle) in answers.iter_mut().filter(|a| **a == Committed::Resident).zip(&handles) {
             if self.index.get(*handle).is_none_or(|e| e.doomed) {
@@ -500,9 +507,31 @@ impl Machine {
             entry.doomed = true;
             self.index.unname(handle.slot);
         } else {
-            self.index.remove(handle.slot);
+            let entry = self.index.remove(handle.slot);
             self.policy.remove(handle.slot, Removal::Deleted);
+            if let Some(entry) = entry {
+                self.left(entry);
+            }
         }
+    }
+
+    /// An unpinned chunk is gone. If it waited for a retry at one adapter, what the others said is final.
+    fn left(&mut self, entry: Entry) {
+        if entry.store.pending == 0 {
+            return;
+        }
+        if entry.store.stored == 0 {
+            self.stats.lost += 1;
+        } else if !entry.deleted
+            && let Some(hook) = entry.store.hook
+        {
+            self.effects.push(Effect::Hook { hook, key: entry.key });
+        }
+    }
+
+    /// Whether nobody has the key now or is about to.
+    pub(crate) fn is_free(&self, key: &ObjectKey) -> bool {
+        self.index.find(key).is_none() && !self.staged.contains_key(key)
     }
 
     /// Deletes keys from L1; which of them were there.

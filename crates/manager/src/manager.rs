@@ -171,6 +171,18 @@ impl Inner {
         }));
     }
 
+    /// Shuts an adapter down, and waits no longer than until `deadline` whatever it does.
+    async fn end(&self, adapter: &Adapter, deadline: Instant) -> Result<()> {
+        tokio::select! {
+            biased;
+            ended = adapter.store.shutdown(deadline) => ended,
+            () = self.timer.sleep_until(deadline) => {
+                let e = Error::new(ErrorKind::TimedOut, "shut down", "the adapter did not end in time");
+                Err(e.with("adapter", &adapter.store.desc().name))
+            }
+        }
+    }
+
     pub(crate) fn adapter(&self, tier: L2Id) -> Option<Adapter> {
         self.adapters.read().iter().find(|(id, _)| *id == tier).map(|(_, c)| c.adapter.clone())
     }
@@ -460,6 +472,7 @@ impl Manager {
             m.give_up(Some(id));
             tier.is_some()
         });
+        self.0.quiet.notify_waiters();
         if !known {
             return Err(Error::new(ErrorKind::NotFound, OP, "no adapter has this number").with("id", id.0));
         }
@@ -468,7 +481,7 @@ impl Manager {
             return Err(Error::new(ErrorKind::TimedOut, OP, "stores are still in flight").with("id", id.0));
         }
         let Some(adapter) = self.0.adapter(id) else { return Ok(()) };
-        adapter.store.shutdown(deadline).await?;
+        self.0.end(&adapter, deadline).await?;
         self.0.adapters.write().retain(|(other, _)| *other != id);
         self.0.with(|m| m.tiers.retain(|t| t.id != id));
         Ok(())
@@ -532,7 +545,7 @@ impl Manager {
         let adapters = std::mem::take(&mut *self.0.adapters.write());
         let mut first = Ok(());
         for (_, Checked { adapter, .. }) in adapters {
-            let ended = adapter.store.shutdown(deadline).await;
+            let ended = self.0.end(&adapter, deadline).await;
             first = first.and(ended);
         }
         self.0.with(|m| m.tiers.clear());
@@ -564,6 +577,7 @@ async fn retries(inner: std::sync::Weak<Inner>, changed: Arc<Notify>) {
                 m.fire(now);
                 m.next_due()
             });
+            inner.quiet.notify_waiters();
             (Arc::clone(&inner.timer), due)
         };
         match due {

@@ -149,7 +149,11 @@ impl Machine {
             Stored::Present => self.stats.stored_present += 1,
         }
         if entry.deleted {
-            self.effects.push(Effect::Remove { tier, key: entry.key.clone() });
+            // Unless it was stored anew meanwhile: then what lies there is wanted.
+            let key = entry.key.clone();
+            if self.is_free(&key) {
+                self.effects.push(Effect::Remove { tier, key });
+            }
         }
     }
 

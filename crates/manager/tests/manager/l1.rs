@@ -141,6 +141,29 @@ async fn a_reservation_waits_for_room_and_not_past_its_deadline() {
     assert!(matches!(waiter.await.unwrap()[0], Reserved::Granted(_)), "the pin's end made room");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_another_writer_commits_is_room_for_those_who_wait() {
+    let m = l1(1);
+    let rq = m.request(SECOND);
+    let Some(Reserved::Granted(chunk)) =
+        m.try_reserve(&rq, &keys(1, 1), &KeyMask::all(1), &layouts(), Grant::Part).pop()
+    else {
+        panic!()
+    };
+    let begun = tokio::time::Instant::now();
+    let waiter = tokio::spawn({
+        let m = m.clone();
+        async move {
+            let rq = m.request(SECOND);
+            m.reserve(&rq, &keys(2, 1), &KeyMask::all(1), &layouts(), Grant::Part, Wait::UntilDeadline).await
+        }
+    });
+    settle().await;
+    m.commit(vec![chunk]);
+    assert!(matches!(waiter.await.unwrap()[0], Reserved::Granted(_)));
+    assert!(begun.elapsed() < SECOND / 2, "told, not timed out");
+}
+
 #[tokio::test]
 async fn deleted_and_cleared_chunks_are_gone_for_lookups_but_not_for_readers() {
     let m = l1(4);

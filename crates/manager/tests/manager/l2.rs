@@ -133,6 +133,71 @@ async fn a_failed_store_is_retried_within_bounds_and_then_let_go_visibly() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_chunk_evicted_before_its_retry_is_final_where_it_was_stored() {
+    let (one, two) = (Held::new("one"), Held::new("two"));
+    let m = with(&one, 2, CACHE, Options { store_backoff: SECOND, ..Options::default() });
+    m.add_adapter(two.adapter(), 1).unwrap();
+    let hook = Arc::<Calls>::default();
+    store_with(&m, &keys(1, 2), &hook);
+    settle().await;
+    one.accept();
+    two.refuse(ErrorKind::Io);
+    let flush = tokio::spawn({
+        let m = m.clone();
+        async move { m.flush(60 * SECOND).await }
+    });
+    assert!(hook.0.lock().is_empty(), "the second adapter may still take them");
+    assert_eq!(m.clear(), 2);
+    assert_eq!(hook.0.lock().len(), 2, "they can be read from the first");
+    let begun = tokio::time::Instant::now();
+    flush.await.unwrap().unwrap();
+    assert!(begun.elapsed() < 10 * SECOND, "the end of a retry is told to those who wait for quiet");
+    assert_eq!((m.usage().stats.lost, m.usage().storing), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_adapter_that_hangs_in_a_lookup_leaves_time_to_load_from_the_others() {
+    #[derive(Debug)]
+    struct Deaf(kvstrata_l2::L2Desc);
+    #[async_trait::async_trait]
+    impl kvstrata_l2::L2Store for Deaf {
+        fn desc(&self) -> &kvstrata_l2::L2Desc {
+            &self.0
+        }
+        async fn put(&self, _: kvstrata_l2::Put, done: kvstrata_l2::PutSink) {
+            drop(done);
+        }
+        async fn get(&self, _: kvstrata_l2::Get, done: kvstrata_l2::GetSink) {
+            drop(done);
+        }
+        async fn probe(
+            &self,
+            _: kvstrata_l2::Probe,
+        ) -> Vec<kvstrata_core::Result<Option<kvstrata_l2::Found>>> {
+            std::future::pending().await
+        }
+        async fn shutdown(&self, _: kvstrata_core::Instant) -> kvstrata_core::Result<()> {
+            std::future::pending().await
+        }
+    }
+    let held = Held::new("h");
+    let (m, k) = stored(&held, 2, CACHE).await;
+    let deaf = Deaf(kvstrata_l2::L2Desc { name: "deaf".into(), ..held.adapter().store.desc().clone() });
+    let deaf = kvstrata_l2::Adapter { store: Arc::new(deaf), remove: None, list: None, usage: None };
+    m.add_adapter(deaf, 1).unwrap();
+    let rq = m.request(SECOND);
+    let lookup = m.lookup(&rq, &shared(&k)).await;
+    assert_eq!(lookup.l2().count(), 2);
+    let loading = m.load(lookup, &layouts(), LoadMode::Prefix);
+    settle().await;
+    held.serve();
+    assert_eq!(loading.finish().await.hits.mask().count(), 2);
+    let begun = tokio::time::Instant::now();
+    assert_eq!(m.shutdown(SECOND).await.unwrap_err().kind(), ErrorKind::TimedOut);
+    assert_eq!(begun.elapsed(), SECOND, "nor does it hold up a shutdown");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_error_that_will_not_pass_is_not_retried() {
     let held = Held::new("h");
     let m = with(&held, 4, CACHE, Options::default());
