@@ -56,15 +56,20 @@ impl<D: Disk> Store<D> {
 
         let root_io = |e: io::Error, at: &Path| Error::io(OP, e).with("base_path", at.display());
         disk.create_dir_all(&settings.root).map_err(|e| root_io(e, &settings.root))?;
+        // Declared first, so that what this open made is removed again before the lock goes.
+        let held;
         let mut made = Made { disk: &*disk, paths: Vec::new() };
         if before.entries.is_none() {
             made.paths.push((settings.root.clone(), FileKind::Dir));
         }
-        let lock = lock(&*disk, &settings.root)?;
+        let new;
+        (held, new) = lock(&*disk, &settings.root)?;
+        if new {
+            made.paths.push((settings.root.join(LOCK), FileKind::File));
+        }
         // Somebody may have made the store between the look and the lock.
         if before.manifest.is_none() && Manifest::read(&*disk, &settings.root)?.is_some() {
             made.keep();
-            drop(lock);
             return Err(Error::new(ErrorKind::Busy, OP, "another process made this store just now"));
         }
         let quarantine = settings.root.join(QUARANTINE);
@@ -110,7 +115,7 @@ impl<D: Disk> Store<D> {
             snapshot_bytes: Mutex::new(0),
             changes: AtomicU64::new(0),
             snapshotting: AtomicBool::new(false),
-            lock: Mutex::new(Some(lock)),
+            lock: Mutex::new(Some(held)),
         });
         store.recover()?;
         Ok(store)
@@ -218,16 +223,19 @@ fn check_space<D: Disk>(disk: &D, settings: &Settings, new: bool) -> Result<u64>
     Ok(if block.is_power_of_two() { block.clamp(4096, 1 << 20) } else { 4096 })
 }
 
-fn lock<D: Disk>(disk: &D, root: &Path) -> Result<D::File> {
+/// Locks the directory; also whether the lock file is new. A new one that somebody else was faster to lock is theirs.
+fn lock<D: Disk>(disk: &D, root: &Path) -> Result<(D::File, bool)> {
+    let mut made = false;
     let path = root.join(LOCK);
     let failed = |e| Error::io(OP, e).with("base_path", root.display());
     let existing = Open { write: true, ..Open::default() };
     let file = match disk.open(&path, existing) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             match disk.open(&path, Open { create_new: true, ..existing }) {
-                // The lock file stays, also when opening fails later: somebody else may have it open by then, and a new file
-                // of that name would be a second lock.
-                Ok(file) => file,
+                Ok(file) => {
+                    made = true;
+                    file
+                }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                     disk.open(&path, existing).map_err(failed)?
                 }
@@ -244,7 +252,7 @@ fn lock<D: Disk>(disk: &D, root: &Path) -> Result<D::File> {
             .with("base_path", root.display())
             .retrying(Retry::Later)
     })?;
-    Ok(file)
+    Ok((file, made))
 }
 
 /// Tries on a file what the store will do with every object: write, read, and rename into the root.
