@@ -221,10 +221,22 @@ impl Manager {
         let mut ready = VecDeque::new();
         let mut waiting = KeyMask::none(keys.len());
         let inner = Arc::clone(&self.0);
-        for (i, hit) in std::mem::take(&mut hits.hits).into_iter().enumerate() {
-            if let Some(hit) = hit {
-                ready.push_back((i, LoadAnswer::Hit(Pin { hit, inner: Arc::clone(&inner) })));
+        let mut other_layout = KeyMask::none(keys.len());
+        inner.with(|m| {
+            for (i, hit) in hits.hits.iter().enumerate() {
+                let entry = hit.as_ref().and_then(|h| m.index.get(h.handle?));
+                if entry.is_some_and(|e| e.layout.id() != layouts.at(i).id()) {
+                    other_layout.set(i);
+                }
             }
+        });
+        for (i, hit) in std::mem::take(&mut hits.hits).into_iter().enumerate() {
+            let Some(hit) = hit else { continue };
+            let pin = Pin { hit, inner: Arc::clone(&inner) };
+            ready.push_back((
+                i,
+                if other_layout.get(i) { LoadAnswer::Miss(Miss::Layout) } else { LoadAnswer::Hit(pin) },
+            ));
         }
         let gap = (0..keys.len()).find(|i| !resident.get(*i) && sources[*i].is_none()).unwrap_or(keys.len());
         if mode == LoadMode::Prefix {
@@ -304,6 +316,7 @@ impl Inner {
         let layouts: Vec<_> = items.iter().map(|i| i.layout.clone()).collect();
         let (inner, keys, send, cx) =
             (Arc::clone(self), Arc::clone(keys), send.clone(), rq.access(keys.len()));
+        let epoch = self.with(|m| m.epoch);
         let lap = Mutex::new(Lap::of(items.len(), self.timer.now()));
         let receiver = move |at: usize, answer: Answer| {
             let took = match &answer {
@@ -330,7 +343,7 @@ impl Inner {
                         buf: loaded.buf.seal(len),
                         cx: Access { position: cx.position + position as u32, ..cx },
                     };
-                    LoadAnswer::Hit(inner.arrive(tier, arrival, admit))
+                    LoadAnswer::Hit(inner.arrive(tier, arrival, admit, epoch))
                 }
                 Answer::Miss(why, buf) => {
                     drop(buf);
@@ -360,16 +373,13 @@ impl Inner {
         });
     }
 
-    fn arrive(self: &Arc<Self>, tier: L2Id, arrival: Arrival, admit: Admit) -> Pin {
+    fn arrive(self: &Arc<Self>, tier: L2Id, arrival: Arrival, admit: Admit, epoch: u64) -> Pin {
         let (handle, buf) = self.with(|m| {
             m.stats.loaded += 1;
             m.stats.loaded_bytes += arrival.buf.len() as u64;
             match admit {
                 Admit::Temporary => (None, arrival.buf),
-                Admit::Retained => {
-                    let (handle, buf) = m.admit(arrival);
-                    (Some(handle), buf)
-                }
+                Admit::Retained => m.admit(arrival, epoch),
             }
         });
         Pin { hit: Hit { buf, handle, source: Source::L2(tier) }, inner: Arc::clone(self) }

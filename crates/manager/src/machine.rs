@@ -92,6 +92,8 @@ pub(crate) struct Machine {
     pub(crate) closed: bool,
     /// A pin or a reservation ended since the driver last looked: who waits for room may try again.
     pub(crate) roomier: bool,
+    /// Counts deletions.
+    pub(crate) epoch: u64,
     /// What an object that is not here is taken to weigh: as much as the last that came.
     typical: NonZeroU32,
     victims: Vec<Slot>,
@@ -126,6 +128,7 @@ impl Machine {
             effects: Vec::new(),
             closed: false,
             roomier: false,
+            epoch: 0,
             typical: weight(options.typical_chunk),
             victims: Vec::new(),
         }
@@ -423,9 +426,16 @@ impl Machine {
         handle
     }
 
-    /// Takes a loaded chunk into L1 for good, pinned once. If it is resident already, that copy is pinned instead.
-    pub(crate) fn admit(&mut self, arrival: Arrival) -> (Handle, ReadBuf) {
-        let slot = match self.index.find(&arrival.key) {
+    /// Takes a loaded chunk into L1 for good, pinned once. If it is resident already, that copy is pinned instead. It stays
+    /// temporary (without a handle) if a chunk of another layout has its name, or if keys were deleted after `epoch`, when
+    /// the load began: it may be one of them.
+    pub(crate) fn admit(&mut self, arrival: Arrival, epoch: u64) -> (Option<Handle>, ReadBuf) {
+        let found = self.index.find(&arrival.key);
+        let other = found.is_some_and(|slot| self.index.at(slot).layout.id() != arrival.layout.id());
+        if other || epoch != self.epoch {
+            return (None, arrival.buf);
+        }
+        let slot = match found {
             Some(slot) => slot,
             None => {
                 let parent = arrival.parent.as_ref().and_then(|p| self.index.find(p));
@@ -436,7 +446,7 @@ impl Machine {
         };
         let handle = self.index.handle(slot);
         self.pin(slot);
-        (handle, self.index.at_mut(slot).buf.clone())
+        (Some(handle), self.index.at_mut(slot).buf.clone())
     }
 
     // ---- lookups -----------------------------------------------------------------------------------------------
@@ -536,6 +546,7 @@ impl Machine {
 
     /// Deletes keys from L1; which of them were there.
     pub(crate) fn delete(&mut self, keys: &[ObjectKey]) -> KeyMask {
+        self.epoch += 1;
         keys.iter()
             .map(|key| {
                 let Some(slot) = self.index.find(key) else { return false };
@@ -548,6 +559,7 @@ impl Machine {
 
     /// Lets everything go that is resident; how many chunks that was. Stores in flight are finished.
     pub(crate) fn clear(&mut self) -> usize {
+        self.epoch += 1;
         let all: Vec<Slot> = self.index.slots().filter(|(_, e)| !e.doomed).map(|(s, _)| s).collect();
         all.iter().for_each(|s| self.let_go(self.index.handle(*s)));
         all.len()

@@ -374,6 +374,38 @@ async fn what_is_retained_stays_in_l1_and_what_is_temporary_does_not() {
 }
 
 #[tokio::test]
+async fn a_chunk_deleted_while_it_is_loaded_does_not_come_back() {
+    let held = Held::new("h");
+    let (m, k) = stored(&held, 2, RETAIN).await;
+    let rq = m.request(SECOND);
+    let loading = m.load(m.lookup(&rq, &shared(&k)).await, &layouts(), LoadMode::Prefix);
+    settle().await;
+    m.delete(&rq, &k).await;
+    held.serve();
+    let loaded = loading.finish().await;
+    assert_eq!(loaded.hits.mask().count(), 2, "its reader may finish");
+    assert!(m.read(&rq, &k).mask().is_clear());
+    drop(loaded);
+    assert_eq!((m.usage().cache.used, m.usage().pinned), (0, 0));
+}
+
+#[tokio::test]
+async fn bytes_of_another_layout_are_a_miss_in_l1_too() {
+    let held = Held::new("h");
+    let m = with(&held, 4, CACHE, Options::default());
+    let k = keys(1, 2);
+    store(&m, &k);
+    let rq = m.request(SECOND);
+    let other = kvstrata_manager::Layouts::from(kvstrata_core::Layout::opaque(100).unwrap());
+    let loaded = m.load(m.lookup(&rq, &shared(&k)).await, &other, LoadMode::Any).finish().await;
+    assert!(loaded.hits.mask().is_clear());
+    assert!(matches!(loaded.misses[0].1, LoadAnswer::Miss(kvstrata_l2::Miss::Layout)));
+    settle().await;
+    held.accept();
+    assert_eq!(m.usage().pinned, 0);
+}
+
+#[tokio::test]
 async fn two_loads_of_one_key_leave_one_copy() {
     let held = Held::new("h");
     let (m, k) = stored(&held, 1, RETAIN).await;
