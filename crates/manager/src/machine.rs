@@ -94,6 +94,8 @@ pub(crate) struct Machine {
     pub(crate) roomier: bool,
     /// Counts deletions.
     pub(crate) epoch: u64,
+    /// Chunks with a pin: counted here, so that asking how full L1 is does not walk it under the lock.
+    pub(crate) pinned: usize,
     /// What an object that is not here is taken to weigh: as much as the last that came.
     typical: NonZeroU32,
     victims: Vec<Slot>,
@@ -129,6 +131,7 @@ impl Machine {
             closed: false,
             roomier: false,
             epoch: 0,
+            pinned: 0,
             typical: weight(options.typical_chunk),
             victims: Vec::new(),
         }
@@ -478,6 +481,7 @@ impl Machine {
         let entry = self.index.at_mut(slot);
         entry.pins += 1;
         if entry.pins == 1 {
+            self.pinned += 1;
             self.policy.pin(slot);
         }
     }
@@ -490,6 +494,7 @@ impl Machine {
         if entry.pins > 0 {
             return;
         }
+        self.pinned -= 1;
         self.roomier = true;
         if entry.doomed {
             self.index.remove(handle.slot);
@@ -566,10 +571,6 @@ impl Machine {
     }
 
     // ---- what is held ------------------------------------------------------------------------------------------
-
-    pub(crate) fn pinned(&self) -> usize {
-        self.index.slots().filter(|(_, e)| e.pins > 0).count()
-    }
 
     pub(crate) fn reserved(&self) -> usize {
         self.staged.len()

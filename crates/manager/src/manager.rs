@@ -511,7 +511,7 @@ impl Manager {
             cache,
             staging,
             resident: m.index.len(),
-            pinned: m.pinned(),
+            pinned: m.pinned,
             reserved: m.reserved(),
             storing: m.storing(),
             adapters,
