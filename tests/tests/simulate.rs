@@ -86,7 +86,7 @@ impl EvictionPolicy for Recorded<dyn EvictionPolicy> {
         self.note(Event::Victims(want, out[from..].to_vec()));
         total
     }
-    fn quotas(&mut self) -> Option<&mut dyn Quotas> {
+    fn quotas(&self) -> Option<&dyn Quotas> {
         self.of.quotas()
     }
     fn memory(&self) -> usize {

@@ -1,7 +1,7 @@
 use crate::ghosts::Ghosts;
 use crate::space::Space;
 use crate::table::Queues;
-use crate::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot};
+use crate::{Access, Entry, EvictionPolicy, Removal, Slot};
 
 const ONCE: usize = 0;
 const AGAIN: usize = 1;
@@ -135,10 +135,6 @@ impl EvictionPolicy for AdaptiveReplacement {
 
     fn unpin(&mut self, slot: Slot) {
         self.queues.unpin(slot);
-    }
-
-    fn quotas(&mut self) -> Option<&mut dyn Quotas> {
-        None
     }
 
     fn memory(&self) -> usize {

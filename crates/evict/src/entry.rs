@@ -92,7 +92,13 @@ pub trait EvictionPolicy: Send + Debug + 'static {
     /// Appends entries worth at least `want` in weight to `out`, first to go first; returns their total weight.
     fn victims(&mut self, want: u64, out: &mut Vec<Slot>) -> u64;
     /// The quotas of tenants, if this policy keeps tenants apart.
-    fn quotas(&mut self) -> Option<&mut dyn Quotas>;
+    fn quotas(&self) -> Option<&dyn Quotas> {
+        None
+    }
+    /// The same, to change them.
+    fn quotas_mut(&mut self) -> Option<&mut dyn Quotas> {
+        None
+    }
     /// The heap memory held, in bytes.
     fn memory(&self) -> usize;
 }

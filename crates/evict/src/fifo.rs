@@ -1,5 +1,5 @@
 use crate::table::Queues;
-use crate::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot};
+use crate::{Access, Entry, EvictionPolicy, Removal, Slot};
 
 /// First in, first out: use does not matter.
 ///
@@ -49,10 +49,6 @@ impl EvictionPolicy for Fifo {
         self.queue.rewind(0);
         self.queue.drain(0, want, &mut total, out);
         total
-    }
-
-    fn quotas(&mut self) -> Option<&mut dyn Quotas> {
-        None
     }
 
     fn memory(&self) -> usize {

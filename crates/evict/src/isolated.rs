@@ -164,7 +164,11 @@ impl EvictionPolicy for IsolatedLru {
         total
     }
 
-    fn quotas(&mut self) -> Option<&mut dyn Quotas> {
+    fn quotas(&self) -> Option<&dyn Quotas> {
+        Some(self)
+    }
+
+    fn quotas_mut(&mut self) -> Option<&mut dyn Quotas> {
         Some(self)
     }
 

@@ -1,5 +1,5 @@
 use crate::table::Queues;
-use crate::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot};
+use crate::{Access, Entry, EvictionPolicy, Removal, Slot};
 
 /// Uses are counted up to this; what was used more often counts as used so often.
 const MOST: usize = 255;
@@ -66,10 +66,6 @@ impl EvictionPolicy for Lfu {
 
     fn unpin(&mut self, slot: Slot) {
         self.queues.unpin(slot);
-    }
-
-    fn quotas(&mut self) -> Option<&mut dyn Quotas> {
-        None
     }
 
     fn memory(&self) -> usize {

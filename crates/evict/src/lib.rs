@@ -36,6 +36,7 @@
 mod admission;
 mod arc;
 mod bits;
+mod contained;
 mod duel;
 mod entry;
 mod fifo;
@@ -62,6 +63,7 @@ pub use admission::{
     ADMISSIONS, Admission, Always, Offer, SecondSighting, TinyLfu, admission_by_name, admit_chain,
 };
 pub use arc::AdaptiveReplacement;
+pub use contained::Contained;
 pub use duel::Duel;
 pub use entry::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot, TenantId};
 pub use fifo::Fifo;

@@ -1,5 +1,5 @@
 use crate::table::Queues;
-use crate::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot};
+use crate::{Access, Entry, EvictionPolicy, Removal, Slot};
 
 /// Least recently used first. What is touched while pinned leaves its place at once, not when it is unpinned.
 ///
@@ -51,10 +51,6 @@ impl EvictionPolicy for Lru {
         self.queue.rewind(0);
         self.queue.drain(0, want, &mut total, out);
         total
-    }
-
-    fn quotas(&mut self) -> Option<&mut dyn Quotas> {
-        None
     }
 
     fn memory(&self) -> usize {

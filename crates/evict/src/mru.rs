@@ -1,5 +1,5 @@
 use crate::table::Queues;
-use crate::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot};
+use crate::{Access, Entry, EvictionPolicy, Removal, Slot};
 
 /// Most recently used first. Entries of one request leave together, its last chunk first, so that what stays of it is a
 /// prefix.
@@ -78,10 +78,6 @@ impl EvictionPolicy for Mru {
 
     fn unpin(&mut self, slot: Slot) {
         self.queue.unpin(slot);
-    }
-
-    fn quotas(&mut self) -> Option<&mut dyn Quotas> {
-        None
     }
 
     fn memory(&self) -> usize {

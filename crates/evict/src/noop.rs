@@ -1,4 +1,4 @@
-use crate::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot};
+use crate::{Access, Entry, EvictionPolicy, Removal, Slot};
 
 /// Evicts nothing: for a tier that is a buffer, where entries leave when their work is done.
 ///
@@ -19,9 +19,6 @@ impl EvictionPolicy for Noop {
     fn remove(&mut self, _: Slot, _: Removal) {}
     fn victims(&mut self, _: u64, _: &mut Vec<Slot>) -> u64 {
         0
-    }
-    fn quotas(&mut self) -> Option<&mut dyn Quotas> {
-        None
     }
     fn memory(&self) -> usize {
         0

@@ -1,7 +1,7 @@
 use crate::ghosts::Ghosts;
 use crate::space::Space;
 use crate::table::Queues;
-use crate::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot};
+use crate::{Access, Entry, EvictionPolicy, Removal, Slot};
 
 const SMALL: usize = 0;
 const MAIN: usize = 1;
@@ -128,10 +128,6 @@ impl EvictionPolicy for S3Fifo {
 
     fn unpin(&mut self, slot: Slot) {
         self.queues.unpin(slot);
-    }
-
-    fn quotas(&mut self) -> Option<&mut dyn Quotas> {
-        None
     }
 
     fn memory(&self) -> usize {

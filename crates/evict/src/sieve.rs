@@ -1,5 +1,5 @@
 use crate::table::Queues;
-use crate::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot};
+use crate::{Access, Entry, EvictionPolicy, Removal, Slot};
 use std::collections::VecDeque;
 
 /// What is known of an entry since the hand last passed it.
@@ -110,10 +110,6 @@ impl EvictionPolicy for Sieve {
 
     fn unpin(&mut self, slot: Slot) {
         self.queue.unpin(slot);
-    }
-
-    fn quotas(&mut self) -> Option<&mut dyn Quotas> {
-        None
     }
 
     fn memory(&self) -> usize {

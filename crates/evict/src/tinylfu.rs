@@ -1,7 +1,7 @@
 use crate::sketch::Sketch;
 use crate::space::Space;
 use crate::table::Queues;
-use crate::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot};
+use crate::{Access, Entry, EvictionPolicy, Removal, Slot};
 
 /// Where new entries come first.
 const WINDOW: usize = 0;
@@ -139,10 +139,6 @@ impl EvictionPolicy for WTinyLfu {
 
     fn unpin(&mut self, slot: Slot) {
         self.queues.unpin(slot);
-    }
-
-    fn quotas(&mut self) -> Option<&mut dyn Quotas> {
-        None
     }
 
     fn memory(&self) -> usize {

@@ -115,6 +115,7 @@ impl<D: Disk> FsStore<D> {
             remove: Some(Arc::new(self.clone())),
             list: Some(Arc::new(self.clone())),
             usage: Some(Arc::new(self.clone())),
+            quotas: None,
         }
     }
 

@@ -81,6 +81,7 @@ impl Mock {
             remove: Some(Arc::clone(inner) as _),
             list: Some(Arc::clone(inner) as _),
             usage: Some(Arc::clone(inner) as _),
+            quotas: None,
         }
     }
 

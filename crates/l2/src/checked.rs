@@ -54,7 +54,10 @@ impl Checked {
         let judge =
             Judge { verify, kinds: desc.kinds, remove: remove.clone(), cx, stats: Arc::clone(&stats) };
         let store = Arc::new(CheckedStore { inner: inner.store, max_batch, desc, judge: Arc::new(judge) });
-        Self { adapter: Adapter { store, remove, list: inner.list, usage: inner.usage }, stats }
+        Self {
+            adapter: Adapter { store, remove, list: inner.list, usage: inner.usage, quotas: inner.quotas },
+            stats,
+        }
     }
 }
 

@@ -45,5 +45,7 @@ pub use driver::{Context, Driver, Spawn, Task, closed, timed_out, until};
 pub use request::{Answer, Found, Get, GetItem, Keys, Loaded, Miss, Probe, Put, PutItem, Stored};
 pub use sink::{Answered, Claim, Fail, GetSink, PutSink, Receive, Sink};
 pub use stats::{CheckCounts, CheckStats};
-pub use store::{L2Desc, L2List, L2Remove, L2Store, L2Usage, ListPage, MemoryKinds, StoreUsage};
+pub use store::{
+    L2Desc, L2List, L2Quotas, L2Remove, L2Store, L2Usage, ListPage, MemoryKinds, StoreUsage, TenantUsage,
+};
 pub use timer::{Timer, TokioTimer};

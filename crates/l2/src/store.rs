@@ -137,3 +137,28 @@ pub trait L2Usage: Send + Sync + 'static {
     /// Now.
     fn usage(&self) -> StoreUsage;
 }
+
+/// What one tenant (a cache salt) holds in a tier, and may hold.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct TenantUsage {
+    /// The salt; empty for those without one.
+    pub salt: String,
+    /// Bytes held.
+    pub used: u64,
+    /// The quota of its own, in bytes; `None`: the tier's default applies.
+    pub quota: Option<u64>,
+}
+
+/// An adapter that keeps tenants apart: a tenant within its quota loses nothing to another one's flood.
+///
+/// A change drops nothing; what is above its quota goes first when room is needed. Without any quota a tenant shares what
+/// is left with the others.
+pub trait L2Quotas: Send + Sync + 'static {
+    /// Gives a tenant a quota of its own in bytes, or takes it away (`None`): then the default applies.
+    fn set_quota(&self, salt: &str, bytes: Option<u64>);
+    /// What applies to tenants without a quota of their own. `None`, as it starts: they share what is left. `Some(0)`:
+    /// they are the first to go.
+    fn set_default_quota(&self, bytes: Option<u64>);
+    /// The tenants that hold anything or have a quota, by salt.
+    fn tenants(&self) -> Vec<TenantUsage>;
+}

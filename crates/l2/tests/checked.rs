@@ -273,6 +273,7 @@ async fn a_removal_that_hangs_does_not_hold_the_answer() {
         remove: Some(Arc::new(Stuck)),
         list: None,
         usage: None,
+        quotas: None,
     };
     rig.checked = Checked::new(inner, Verify::On, rig.cx.clone());
     tokio::time::pause();

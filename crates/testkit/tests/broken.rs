@@ -265,6 +265,7 @@ impl Factory for Doubles {
             remove: (defect != Defect::CannotHeal).then(|| Arc::clone(&abilities) as _),
             list: Some(Arc::clone(&abilities) as _),
             usage: Some(abilities),
+            quotas: None,
         };
         let rot = mock.clone();
         let damage = move |damage: Damage<'_>| match damage {

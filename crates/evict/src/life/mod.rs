@@ -9,7 +9,7 @@ mod tests;
 use crate::ghosts::Ghosts;
 use crate::space::Space;
 use crate::table::Queues;
-use crate::{Access, Entry, EvictionPolicy, Quotas, Removal, Slot};
+use crate::{Access, Entry, EvictionPolicy, Removal, Slot};
 use ages::bucket;
 use census::Census;
 use chains::Chains;
@@ -304,10 +304,6 @@ impl EvictionPolicy for LifeTable {
 
     fn unpin(&mut self, slot: Slot) {
         self.queues.unpin(slot);
-    }
-
-    fn quotas(&mut self) -> Option<&mut dyn Quotas> {
-        None
     }
 
     fn memory(&self) -> usize {

@@ -58,7 +58,13 @@ impl Held {
     }
 
     pub(crate) fn adapter(self: &Arc<Self>) -> Adapter {
-        Adapter { store: Arc::clone(self) as Arc<dyn L2Store>, remove: None, list: None, usage: None }
+        Adapter {
+            store: Arc::clone(self) as Arc<dyn L2Store>,
+            remove: None,
+            list: None,
+            usage: None,
+            quotas: None,
+        }
     }
 
     /// Takes everything that is held.

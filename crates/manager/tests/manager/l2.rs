@@ -183,7 +183,8 @@ async fn an_adapter_that_hangs_in_a_lookup_leaves_time_to_load_from_the_others()
     let held = Held::new("h");
     let (m, k) = stored(&held, 2, CACHE).await;
     let deaf = Deaf(kvstrata_l2::L2Desc { name: "deaf".into(), ..held.adapter().store.desc().clone() });
-    let deaf = kvstrata_l2::Adapter { store: Arc::new(deaf), remove: None, list: None, usage: None };
+    let deaf =
+        kvstrata_l2::Adapter { store: Arc::new(deaf), remove: None, list: None, usage: None, quotas: None };
     m.add_adapter(deaf, 1).unwrap();
     let rq = m.request(SECOND);
     let lookup = m.lookup(&rq, &shared(&k)).await;
