@@ -110,6 +110,9 @@ impl EvictionPolicy for Contained<dyn EvictionPolicy> {
 }
 
 impl Quotas for Contained<dyn EvictionPolicy> {
+    fn asks(&mut self, tenant: Option<TenantId>) {
+        self.call_mut(|p| p.quotas_mut().map(|q| q.asks(tenant)));
+    }
     fn set(&mut self, tenant: TenantId, weight: u64) {
         self.call_mut(|p| p.quotas_mut().map(|q| q.set(tenant, weight)));
     }

@@ -105,7 +105,13 @@ pub trait EvictionPolicy: Send + Debug + 'static {
 
 /// Quotas of tenants, in weight. They may change at any time; entries are not dropped by a change, but go first when
 /// victims are next asked for.
+///
+/// As long as the quotas together fit into the capacity, victims that are asked for a tenant are never another's that is
+/// within its quota, even if that leaves fewer than are wanted: a quota is also a promise.
 pub trait Quotas {
+    /// For whom the victims are that are asked for from now on. `None`, as it starts: for nobody in particular, and then
+    /// everybody gives in the end.
+    fn asks(&mut self, tenant: Option<TenantId>);
     /// Gives a tenant a quota of its own.
     fn set(&mut self, tenant: TenantId, weight: u64);
     /// Takes a tenant's own quota away: the default applies. Says whether it had one.

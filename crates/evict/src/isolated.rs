@@ -15,10 +15,11 @@ struct Extra {
 
 /// LRU with quotas of tenants.
 ///
-/// Who is above its quota gives first, roughly the furthest above first. Then those that share what is left because no
-/// quota applies to them, as one LRU. Only when nobody else has anything unpinned does somebody within its quota give: the
-/// tenant that stored last, then the others by how much of their quota they use. So as long as the quotas together
-/// fit into the capacity, one tenant's flood never evicts another that is within its quota.
+/// Who is above its quota gives first, roughly the furthest above first; the tenant that asks counts as if it had what it
+/// asks for. Then those that share what is left because no quota applies to them, as one LRU. Then the tenant that asks.
+/// Others that are within their quotas give only if the quotas together exceed the capacity and the one that asks stays
+/// within its own: by how much of their quota they use, the fullest first. So as long as the quotas fit, one tenant's flood
+/// never evicts another that is within its quota; the flood is refused instead.
 ///
 /// Memory: 32 bytes per slot, 4.2 per position with at most sixteen positions per resident, and 600 per tenant that
 /// holds anything or has a quota; vectors grow by doubling. Setting or deleting a quota goes over all residents once.
@@ -29,13 +30,20 @@ pub struct IsolatedLru {
     free: Vec<usize>,
     tenants: Tenants,
     clock: u64,
-    /// Who stored last.
-    payer: Option<u32>,
+    capacity: u64,
+    asker: Option<TenantId>,
 }
 
 impl Default for IsolatedLru {
     fn default() -> Self {
-        Self { queues: Queues::new(1), free: Vec::new(), tenants: Tenants::default(), clock: 0, payer: None }
+        Self {
+            queues: Queues::new(1),
+            free: Vec::new(),
+            tenants: Tenants::default(),
+            clock: 0,
+            capacity: 0,
+            asker: None,
+        }
     }
 }
 
@@ -75,6 +83,17 @@ impl IsolatedLru {
         }
     }
 
+    /// Whether tenants within their quotas give to the one that asks for `want`.
+    fn others_give(&self, want: u64) -> bool {
+        let Some(id) = self.asker else { return true };
+        let (quota, usage, promised) = match self.tenants.find(id) {
+            Some(tenant) => (self.tenants.quota(tenant), self.tenants[tenant].usage, 0),
+            None => (self.tenants.default_quota(), 0, self.tenants.default_quota().unwrap_or(0)),
+        };
+        quota.is_some_and(|quota| usage.saturating_add(want) <= quota)
+            && self.tenants.promised().saturating_add(promised) > self.capacity
+    }
+
     /// Proposes a tenant's entries until `total` reaches `want` or `most` of them are proposed.
     fn drain(&mut self, queue: usize, most: u64, want: u64, total: &mut u64, out: &mut Vec<Slot>) {
         let goal = want.min(total.saturating_add(most));
@@ -87,7 +106,9 @@ impl EvictionPolicy for IsolatedLru {
         "IsolatedLRU"
     }
 
-    fn set_capacity(&mut self, _: u64) {}
+    fn set_capacity(&mut self, weight: u64) {
+        self.capacity = weight;
+    }
 
     fn insert(&mut self, entry: Entry, _: &Access) {
         self.remove(entry.slot, Removal::Deleted);
@@ -99,7 +120,6 @@ impl EvictionPolicy for IsolatedLru {
         let extra = Extra { stamp: self.tick(), tenant };
         self.queues.insert(&entry, self.tenants[tenant].queue, extra);
         self.tenants.add(tenant, entry.weight.get());
-        self.payer = Some(tenant);
     }
 
     fn touch(&mut self, slot: Slot, _: &Access) {
@@ -130,9 +150,7 @@ impl EvictionPolicy for IsolatedLru {
             if queue != SHARED {
                 self.free.push(queue);
             }
-            if self.tenants.forget(tenant) && self.payer == Some(tenant) {
-                self.payer = None;
-            }
+            self.tenants.forget(tenant);
         }
     }
 
@@ -146,20 +164,28 @@ impl EvictionPolicy for IsolatedLru {
             self.drain(queue, self.tenants.excess(tenant), want, &mut total, out);
             over = self.tenants.furthest_above(Some(tenant));
         }
-        self.drain(SHARED, u64::MAX, want, &mut total, out);
-        if total < want {
-            let (payer, rest) = (self.payer, self.tenants.by_use());
-            for tenant in payer.into_iter().chain(rest.into_iter().filter(|&t| payer != Some(t))) {
-                let queue = self.tenants[tenant].queue;
-                if queue == SHARED {
-                    continue;
-                }
-                // The walk over what is above its quota goes on where it stopped.
-                if self.tenants.excess(tenant) == 0 {
-                    self.queues.rewind(queue);
-                }
-                self.drain(queue, u64::MAX, want, &mut total, out);
+        let asker = self.asker.and_then(|id| self.tenants.find(id));
+        let own = asker.filter(|&tenant| self.tenants[tenant].queue != SHARED);
+        if let Some(tenant) = own {
+            let queue = self.tenants[tenant].queue;
+            // The walk over what is above its quota goes on where it stopped.
+            if self.tenants.excess(tenant) == 0 {
+                self.queues.rewind(queue);
             }
+            let growth = want.saturating_sub(self.tenants.room(tenant));
+            self.drain(queue, growth, want, &mut total, out);
+        }
+        self.drain(SHARED, u64::MAX, want, &mut total, out);
+        if total >= want {
+            return total;
+        }
+        let givers = if self.others_give(want) { self.tenants.by_use() } else { own.into_iter().collect() };
+        for tenant in givers {
+            let queue = self.tenants[tenant].queue;
+            if self.tenants.excess(tenant) == 0 && own != Some(tenant) {
+                self.queues.rewind(queue);
+            }
+            self.drain(queue, u64::MAX, want, &mut total, out);
         }
         total
     }
@@ -178,6 +204,10 @@ impl EvictionPolicy for IsolatedLru {
 }
 
 impl Quotas for IsolatedLru {
+    fn asks(&mut self, tenant: Option<TenantId>) {
+        self.asker = tenant;
+    }
+
     fn set(&mut self, tenant: TenantId, weight: u64) {
         let tenant = self.tenants.number(tenant);
         self.tenants.set_quota(tenant, Some(weight));

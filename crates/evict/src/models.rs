@@ -427,35 +427,49 @@ impl Account {
         self.held.values().filter(|held| held.0 == tenant).map(|held| held.1).sum()
     }
 
+    /// Whether tenants within their quotas give to the one that asks for `want`.
+    fn others_give(&self, asker: Option<u32>, want: u64, capacity: u64) -> bool {
+        let Some(asker) = asker else { return true };
+        let known = (0..4).filter(|&t| self.usage(t) > 0 || self.quotas.contains_key(&t) || t == asker);
+        let promised: u64 = known.filter_map(|t| self.quota(t)).sum();
+        self.quota(asker).is_some_and(|quota| self.usage(asker) + want <= quota) && promised > capacity
+    }
+
     /// Every victim is the least recently used one of its tenant (or of all that share), and nobody gives while somebody
     /// who should give before has anything unpinned.
-    fn check(&self, out: &[Slot], want: u64) -> Result<(), TestCaseError> {
+    fn check(&self, asker: Option<u32>, out: &[Slot], want: u64, capacity: u64) -> Result<(), TestCaseError> {
+        const NEVER: u32 = 4;
         let mut gone = HashSet::new();
         let mut left: BTreeMap<u32, u64> = (0..4).map(|tenant| (tenant, self.usage(tenant))).collect();
-        let over =
-            |left: &BTreeMap<u32, u64>, tenant| self.quota(tenant).is_some_and(|quota| left[&tenant] > quota);
+        let others_give = self.others_give(asker, want, capacity);
+        let rank = |left: &BTreeMap<u32, u64>, tenant: u32| match self.quota(tenant) {
+            Some(quota) if left[&tenant] > quota => 0,
+            Some(quota) if asker == Some(tenant) && left[&tenant] > quota.saturating_sub(want) => 1,
+            None => 2,
+            Some(_) if others_give || asker == Some(tenant) => 3,
+            Some(_) => NEVER,
+        };
         let mut total = 0;
         for slot in out {
             prop_assert!(total < want);
             let &(tenant, weight, pins, used) = self.held.get(&slot.0).expect("a resident");
             prop_assert_eq!(pins, 0);
+            prop_assert!(rank(&left, tenant) < NEVER, "tenant {} is within its quota", tenant);
             let others = || self.held.iter().filter(|(s, held)| held.2 == 0 && !gone.contains(*s));
-            let rank = |tenant| match (over(&left, tenant), self.quota(tenant)) {
-                (true, _) => 0,
-                (false, None) => 1,
-                (false, Some(_)) => 2,
-            };
             for (_, other) in others() {
-                prop_assert!(rank(tenant) <= rank(other.0), "tenant {} before {}", tenant, other.0);
-                let together = tenant == other.0 || (rank(tenant) == 1 && rank(other.0) == 1);
+                let (mine, theirs) = (rank(&left, tenant), rank(&left, other.0));
+                prop_assert!(mine <= theirs, "tenant {} before {}", tenant, other.0);
+                let together = tenant == other.0 || (mine == 2 && theirs == 2);
                 prop_assert!(!together || used <= other.3);
             }
             gone.insert(slot.0);
             *left.get_mut(&tenant).expect("a tenant") -= weight;
             total += weight;
         }
-        let rest = self.held.iter().any(|(slot, held)| held.2 == 0 && !gone.contains(slot));
-        prop_assert!(total >= want || !rest);
+        let gives = |(slot, held): (&u32, &(u32, u64, u32, u64))| {
+            held.2 == 0 && !gone.contains(slot) && rank(&left, held.0) < NEVER
+        };
+        prop_assert!(total >= want || !self.held.iter().any(gives));
         Ok(())
     }
 }
@@ -501,9 +515,14 @@ proptest! {
                     policy.set_default(account.default);
                 }
                 _ => {
+                    let asker = [Some(0), Some(1), Some(2), Some(3), None][slot as usize % 5];
+                    // Sometimes told, and sometimes too little for the quotas.
+                    let capacity = u64::from(print / 4 % 3) * 100;
+                    policy.set_capacity(capacity);
+                    policy.asks(asker.map(TenantId));
                     let mut out = Vec::new();
                     policy.victims(size.into(), &mut out);
-                    account.check(&out, size.into())?;
+                    account.check(asker, &out, size.into(), capacity)?;
                     for slot in out.iter().take(print as usize % 5) {
                         policy.remove(*slot, Removal::Evicted);
                         account.held.remove(&slot.0);

@@ -79,17 +79,30 @@ impl Tenants {
         number
     }
 
-    /// Gives the number back if the tenant holds nothing and has no quota of its own. Says whether it did.
-    pub(crate) fn forget(&mut self, tenant: u32) -> bool {
+    /// Gives the number back if the tenant holds nothing and has no quota of its own.
+    pub(crate) fn forget(&mut self, tenant: u32) {
         let Tenant { id, usage, own_quota, .. } = self[tenant];
         if usage > 0 || own_quota.is_some() {
-            return false;
+            return;
         }
         if let Ok(found) = self.index.find_entry(mix(id.0.into()), |&n| n == tenant) {
             found.remove();
             self.free.push(tenant);
         }
-        true
+    }
+
+    pub(crate) fn default_quota(&self) -> Option<u64> {
+        self.default
+    }
+
+    /// All quotas together.
+    pub(crate) fn promised(&self) -> u64 {
+        self.index.iter().filter_map(|&tenant| self.quota(tenant)).fold(0, u64::saturating_add)
+    }
+
+    /// How much a tenant may take before it is above its quota.
+    pub(crate) fn room(&self, tenant: u32) -> u64 {
+        self.quota(tenant).map_or(u64::MAX, |quota| quota.saturating_sub(self[tenant].usage))
     }
 
     /// The quota that applies to a tenant.
