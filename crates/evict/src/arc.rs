@@ -41,14 +41,14 @@ impl Default for AdaptiveReplacement {
 const COUNTED: u32 = 1;
 
 impl AdaptiveReplacement {
-    /// Moves the border if the object is a ghost that was not counted yet.
-    fn learn(&mut self, print: u64) {
+    /// Moves the border if the object is a ghost that was not counted yet; says whether it is a ghost.
+    fn learn(&mut self, print: u64) -> bool {
         self.again = false;
         for side in [ONCE, AGAIN] {
             let Some(ghost) = self.ghosts[side].get_mut(print) else { continue };
             self.again = side == AGAIN;
             if std::mem::replace(&mut ghost.mark, COUNTED) == COUNTED {
-                return;
+                return true;
             }
             let weight = ghost.weight();
             let (own, other) = (self.ghosts[side].weight().max(1), self.ghosts[1 - side].weight());
@@ -58,8 +58,9 @@ impl AdaptiveReplacement {
                 ONCE => self.target.saturating_add(step).min(self.space.weight()),
                 _ => self.target.saturating_sub(step),
             };
-            return;
+            return true;
         }
+        false
     }
 
     /// Keeps residents and ghosts of what was used once within the capacity, and everything within twice that.
@@ -83,9 +84,12 @@ impl EvictionPolicy for AdaptiveReplacement {
 
     fn insert(&mut self, entry: Entry, _: &Access) {
         self.queues.remove(entry.slot);
-        self.learn(entry.print);
-        let [once, again] = &mut self.ghosts;
-        let known = once.remove(entry.print).is_some() | again.remove(entry.print).is_some();
+        let known = self.learn(entry.print);
+        if known {
+            for ghosts in &mut self.ghosts {
+                ghosts.remove(entry.print);
+            }
+        }
         self.queues.insert(&entry, if known { AGAIN } else { ONCE }, entry.print);
         self.space.see(self.queues.total(), self.queues.len());
         self.trim();

@@ -23,12 +23,24 @@ impl Bits {
         Self { words: vec![0; total], starts }
     }
 
+    #[inline]
     pub(crate) fn contains(&self, at: usize) -> bool {
         self.words[at >> 6] >> (at & 63) & 1 != 0
     }
 
-    pub(crate) fn insert(&mut self, mut at: usize) {
-        for &start in &self.starts {
+    /// Mostly the first level is all there is to do.
+    #[inline]
+    pub(crate) fn insert(&mut self, at: usize) {
+        let word = &mut self.words[at >> 6];
+        let before = *word;
+        *word |= 1 << (at & 63);
+        if before == 0 {
+            self.insert_above(at >> 6);
+        }
+    }
+
+    fn insert_above(&mut self, mut at: usize) {
+        for &start in &self.starts[1..] {
             let word = &mut self.words[start as usize + (at >> 6)];
             let before = *word;
             *word |= 1 << (at & 63);
@@ -39,8 +51,17 @@ impl Bits {
         }
     }
 
-    pub(crate) fn remove(&mut self, mut at: usize) {
-        for &start in &self.starts {
+    #[inline]
+    pub(crate) fn remove(&mut self, at: usize) {
+        let word = &mut self.words[at >> 6];
+        *word &= !(1 << (at & 63));
+        if *word == 0 {
+            self.remove_above(at >> 6);
+        }
+    }
+
+    fn remove_above(&mut self, mut at: usize) {
+        for &start in &self.starts[1..] {
             let word = &mut self.words[start as usize + (at >> 6)];
             *word &= !(1 << (at & 63));
             if *word != 0 {
@@ -59,12 +80,21 @@ impl Bits {
         was
     }
 
-    /// The smallest member that is at least `from`.
+    /// The smallest member that is at least `from`, which is below the length.
+    #[inline]
     pub(crate) fn next(&self, from: usize) -> Option<usize> {
-        let mut at = from;
-        for (level, &start) in self.starts.iter().enumerate() {
+        let word = self.words[from >> 6] >> (from & 63);
+        if word != 0 {
+            return Some(from + word.trailing_zeros() as usize);
+        }
+        self.next_above((from >> 6) + 1)
+    }
+
+    /// The smallest member of the words from this one on.
+    fn next_above(&self, mut at: usize) -> Option<usize> {
+        for level in 1..self.starts.len() {
             let end = self.starts.get(level + 1).map_or(self.words.len(), |&s| s as usize);
-            let index = start as usize + (at >> 6);
+            let index = self.starts[level] as usize + (at >> 6);
             if index >= end {
                 return None;
             }

@@ -1,6 +1,7 @@
 //! What was evicted lately, by fingerprint.
 
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use std::collections::VecDeque;
 
 /// A remembered object.
@@ -65,12 +66,24 @@ impl Ghosts {
 
     /// Remembers an object as the newest.
     pub(crate) fn push(&mut self, print: u64, weight: u32, mark: u32) {
-        self.remove(print);
         let number = self.first.wrapping_add(self.ring.len() as u32);
-        self.ring.push_back(Ghost { print, weight, mark });
         let (ring, first) = (&self.ring, self.first);
-        self.index.insert_unique(mix(print), number, |&n| mix(ring[n.wrapping_sub(first) as usize].print));
+        let at = |n: u32| n.wrapping_sub(first) as usize;
+        let found =
+            self.index.entry(mix(print), |&n| ring[at(n)].print == print, |&n| mix(ring[at(n)].print));
+        let known = match found {
+            Entry::Occupied(mut known) => Some(at(std::mem::replace(known.get_mut(), number))),
+            Entry::Vacant(vacant) => {
+                vacant.insert(number);
+                None
+            }
+        };
+        self.ring.push_back(Ghost { print, weight, mark });
         self.weight += u64::from(weight);
+        if let Some(at) = known {
+            self.weight -= u64::from(std::mem::take(&mut self.ring[at].weight));
+            self.tidy();
+        }
     }
 
     /// Forgets an object, and says whether it was remembered and with which mark.
@@ -98,7 +111,14 @@ impl Ghosts {
         if self.index.len() <= count && self.weight <= weight {
             return None;
         }
-        self.remove(self.ring.front()?.print)
+        let (&Ghost { print, weight, mark }, first) = (self.ring.front()?, self.first);
+        if let Ok(found) = self.index.find_entry(mix(print), |&n| n == first) {
+            found.remove();
+        }
+        self.weight -= u64::from(weight);
+        self.ring[0].weight = 0;
+        self.tidy();
+        Some(mark)
     }
 
     /// Drops forgotten ghosts from the ring: those at its front at once, the others when they are the most of it.

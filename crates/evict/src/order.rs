@@ -89,7 +89,9 @@ impl Order {
             }
             self.head += 1;
         }
-        self.retract();
+        if self.tail > self.head && self.ring[self.index(self.tail - 1)] == NONE {
+            self.retract();
+        }
         if self.ring.len() > MIN && self.live < self.ring.len() / SPARSE {
             self.resize(table, self.ring.len() / 2);
         }
@@ -139,6 +141,11 @@ impl Order {
         let at = self.seek()?;
         self.hand = at + 1;
         Some(self.ring[self.index(at)])
+    }
+
+    /// What stands so many places after the walk, if anything: a hint.
+    pub(crate) fn ahead(&self, places: u64) -> u32 {
+        self.ring[self.index(self.hand + places)]
     }
 
     /// Whether the walk has passed every member, the hidden ones too.
