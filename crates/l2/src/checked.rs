@@ -1,10 +1,7 @@
 //! The one place where digests are made and checked.
 
 use std::collections::HashSet;
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 
 use async_trait::async_trait;
 use kvstrata_core::{Affinity, Error, ErrorKind, Instant, Layout, ObjectKey, Result};
@@ -12,7 +9,7 @@ use kvstrata_mem::RegionKind;
 
 use crate::{
     Adapter, Answer, CheckStats, Context, Found, Get, GetSink, Keys, L2Desc, L2Remove, L2Store, Loaded, Miss,
-    Probe, Put, PutSink, Receive, Stored, digest_of, digest_of_filled, until,
+    Probe, Put, PutSink, Receive, Stored, all, digest_of, digest_of_filled, until,
 };
 
 /// Whether digests are made and checked.
@@ -350,23 +347,4 @@ fn parts<T>(items: Vec<T>, max: usize) -> impl Iterator<Item = Vec<T>> {
         let part: Vec<T> = rest.by_ref().take(max).collect();
         (!part.is_empty()).then_some(part)
     })
-}
-
-type Call<'a, R> = Pin<Box<dyn Future<Output = R> + Send + 'a>>;
-
-/// Waits for all calls at once; the results are in order. There are few: a batch is split only past `max_batch`.
-async fn all<R: Send>(calls: Vec<Call<'_, R>>) -> Vec<R> {
-    let mut calls: Vec<(Call<'_, R>, Option<R>)> = calls.into_iter().map(|call| (call, None)).collect();
-    poll_fn(|cx| {
-        let mut ready = true;
-        for (call, out) in calls.iter_mut().filter(|(_, out)| out.is_none()) {
-            match call.as_mut().poll(cx) {
-                Poll::Ready(r) => *out = Some(r),
-                Poll::Pending => ready = false,
-            }
-        }
-        if ready { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-    calls.into_iter().map(|(_, out)| out.expect("every call has ended")).collect()
 }
