@@ -5,24 +5,26 @@ use std::path::PathBuf;
 use kvstrata_core::{Error, Result};
 use kvstrata_disk::Writer;
 use kvstrata_l2::Adapter;
+use kvstrata_l2_fault::{FaultConfig, Injector};
 use kvstrata_l2_fs::{FsConfig, open_os};
 use kvstrata_l2_mock::{Mock, MockConfig};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::adapters::AdapterSettings;
-use crate::registry::{AdapterFactory, BuildContext, Registry};
+use crate::registry::{AdapterFactory, BuildContext, DecoratorFactory, Registry};
 use crate::warning::Warning;
 
 pub(crate) fn register(registry: Registry) -> Registry {
-    registry.with(MockFactory).with(FsFactory)
+    registry.with(MockFactory).with(FsFactory).with_decorator(FaultFactory)
 }
 
-/// Settings in the adapter's own type: without the `type` that chose it, under the name it is to have.
-fn read<T: DeserializeOwned>(settings: &AdapterSettings, name: &str) -> Result<T> {
+/// Settings in the adapter's own type: without the `type` that chose it, under the name it is to have, if it has one.
+fn read<T: DeserializeOwned>(settings: &AdapterSettings, name: Option<&str>) -> Result<T> {
     let mut keys = settings.keys().clone();
     keys.remove("type");
-    keys.insert("name".into(), name.into());
+    keys.remove("name");
+    keys.extend(name.map(|name| ("name".into(), name.into())));
     // Read from text with one key per line, because the error then says in which key it is.
     let text = serde_json::to_string_pretty(&Value::Object(keys)).unwrap_or_default();
     serde_json::from_str(&text).map_err(|e| {
@@ -51,7 +53,7 @@ struct MockFactory;
 
 impl MockFactory {
     fn config(settings: &AdapterSettings, name: &str) -> Result<MockConfig> {
-        let config: MockConfig = read(settings, name)?;
+        let config: MockConfig = read(settings, Some(name))?;
         config.validate()?;
         Ok(config)
     }
@@ -85,7 +87,7 @@ struct FsFactory;
 
 impl FsFactory {
     fn config(settings: &AdapterSettings, name: &str) -> Result<FsConfig> {
-        let config: FsConfig = read(settings, name)?;
+        let config: FsConfig = read(settings, Some(name))?;
         config.validate()?;
         Ok(config)
     }
@@ -134,5 +136,37 @@ impl AdapterFactory for FsFactory {
         let config = Self::config(settings, name)?;
         let writer = Writer { pid: std::process::id(), id: cx.run };
         Ok(open_os(&config, cx.l2.clone(), writer, cx.namespaces.clone())?.adapter())
+    }
+}
+
+/// Faults around another adapter, for tests.
+#[derive(Debug)]
+struct FaultFactory;
+
+impl FaultFactory {
+    fn config(settings: &AdapterSettings) -> Result<FaultConfig> {
+        let config: FaultConfig = read(settings, None)?;
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+impl DecoratorFactory for FaultFactory {
+    fn names(&self) -> &'static [&'static str] {
+        &["fault_inject", "fault"]
+    }
+
+    fn keys(&self) -> &'static [&'static str] {
+        &FaultConfig::KEYS
+    }
+
+    fn check(&self, settings: &AdapterSettings) -> Result<Vec<Warning>> {
+        Self::config(settings)?;
+        let why = "makes loads and stores fail on purpose: for tests, never for production";
+        Ok(vec![Warning::new("type", "adapter fault_inject", why)])
+    }
+
+    fn wrap(&self, inner: Adapter, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
+        Ok(Injector::new(inner, &Self::config(settings)?, cx.l2.clone())?.adapter())
     }
 }

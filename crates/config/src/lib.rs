@@ -58,7 +58,7 @@ pub use check::Machine;
 pub use file::{FileKind, SettingsFile};
 pub use layers::{Sources, process_environment};
 pub use names::{FlagSpec, flag_specs};
-pub use registry::{AdapterFactory, BuildContext, Registry};
+pub use registry::{AdapterFactory, BuildContext, DecoratorFactory, Registry};
 pub use resolved::{Resolved, Row, load};
 pub use settings::{
     DeadlineSettings, EvictionSettings, HugePages, L1Settings, L2Settings, LocalDiskSettings,

@@ -64,6 +64,28 @@ pub trait AdapterFactory: Send + Sync + fmt::Debug + 'static {
     fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter>;
 }
 
+/// Puts something around the adapter that the settings describe under `inner`, whatever its type. The registry reads and
+/// builds that one; the settings that the decorator sees are its own.
+pub trait DecoratorFactory: Send + Sync + fmt::Debug + 'static {
+    /// The type's name, then other names for it.
+    fn names(&self) -> &'static [&'static str];
+    /// The keys it takes, beside `type`, `name` and `inner`.
+    fn keys(&self) -> &'static [&'static str];
+    /// Reads the settings.
+    ///
+    /// # Errors
+    /// `Invalid` with the key and what would be accepted.
+    fn check(&self, settings: &AdapterSettings) -> Result<Vec<Warning>>;
+    /// Makes the adapter. The one inside has its name.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    fn wrap(&self, inner: Adapter, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter>;
+}
+
+/// How deep decorators may be nested.
+const DEPTH: usize = 8;
+
 /// Types of LMCache's that are not built here, and what to say of them.
 const NOT_BUILT: &[&str] = &[
     "mooncake_store",
@@ -82,7 +104,6 @@ const NOT_BUILT: &[&str] = &[
     "nixl_native",
     "plugin",
     "native_plugin",
-    "fault_inject",
     "sagemaker_hyperpod",
     "sagemaker-hyperpod",
     "gds",
@@ -94,7 +115,36 @@ const COMMON: &[&str] =
 
 /// The adapter types there are.
 #[derive(Clone, Debug, Default)]
-pub struct Registry(Vec<Arc<dyn AdapterFactory>>);
+pub struct Registry {
+    adapters: Vec<Arc<dyn AdapterFactory>>,
+    decorators: Vec<Arc<dyn DecoratorFactory>>,
+}
+
+/// What makes adapters of a type.
+#[derive(Clone, Copy)]
+enum Factory<'a> {
+    Adapter(&'a dyn AdapterFactory),
+    Decorator(&'a dyn DecoratorFactory),
+}
+
+impl Factory<'_> {
+    fn keys(self) -> Vec<&'static str> {
+        match self {
+            Self::Adapter(f) => f.keys().to_vec(),
+            Self::Decorator(f) => f.keys().iter().copied().chain([INNER]).collect(),
+        }
+    }
+
+    fn check(self, settings: &AdapterSettings) -> Result<Vec<Warning>> {
+        match self {
+            Self::Adapter(f) => f.check(settings),
+            Self::Decorator(f) => f.check(&without_inner(settings)),
+        }
+    }
+}
+
+/// The key of what is inside a decorator.
+const INNER: &str = "inner";
 
 impl Registry {
     /// No types.
@@ -102,7 +152,8 @@ impl Registry {
         Self::default()
     }
 
-    /// The types of this version: `mock`, and `fs` with its other name `fs_native`.
+    /// The types of this version: `mock`, `fs` with its other name `fs_native`, and `fault_inject` (also `fault`) around
+    /// any other.
     pub fn builtin() -> Self {
         crate::builtin::register(Self::new())
     }
@@ -110,31 +161,47 @@ impl Registry {
     /// Adds a type; one of the same name gives way to it.
     #[must_use]
     pub fn with(mut self, factory: impl AdapterFactory) -> Self {
-        self.0.retain(|f| f.names()[0] != factory.names()[0]);
-        self.0.push(Arc::new(factory));
+        self.remove(factory.names()[0]);
+        self.adapters.push(Arc::new(factory));
         self
+    }
+
+    /// Adds a type that goes around others; one of the same name gives way to it.
+    #[must_use]
+    pub fn with_decorator(mut self, factory: impl DecoratorFactory) -> Self {
+        self.remove(factory.names()[0]);
+        self.decorators.push(Arc::new(factory));
+        self
+    }
+
+    fn remove(&mut self, name: &str) {
+        self.adapters.retain(|f| f.names()[0] != name);
+        self.decorators.retain(|f| f.names()[0] != name);
+    }
+
+    fn names(&self) -> impl Iterator<Item = &'static [&'static str]> {
+        self.adapters.iter().map(|f| f.names()).chain(self.decorators.iter().map(|f| f.names()))
     }
 
     /// The names of the types, without their other names.
     pub fn types(&self) -> Vec<&'static str> {
-        self.0.iter().map(|f| f.names()[0]).collect()
+        self.names().map(|names| names[0]).collect()
     }
 
-    /// The factory of a type.
-    ///
-    /// # Errors
-    /// `Unsupported` for a type of LMCache's that is not built in; `Invalid` for an unknown one, with those there are and
-    /// the nearest.
-    pub fn factory(&self, kind: &str) -> Result<&dyn AdapterFactory> {
-        if let Some(f) = self.0.iter().find(|f| f.names().contains(&kind)) {
-            return Ok(f.as_ref());
+    /// What makes adapters of a type; an error names those there are, and the nearest.
+    fn factory(&self, kind: &str) -> Result<Factory<'_>> {
+        if let Some(f) = self.adapters.iter().find(|f| f.names().contains(&kind)) {
+            return Ok(Factory::Adapter(f.as_ref()));
+        }
+        if let Some(f) = self.decorators.iter().find(|f| f.names().contains(&kind)) {
+            return Ok(Factory::Decorator(f.as_ref()));
         }
         let known = self.types().join(", ");
         if NOT_BUILT.contains(&kind) {
             let message = format!("adapters of this type are not built in this version; there are: {known}");
             return Err(Error::new(ErrorKind::Unsupported, OP, message).with("type", kind));
         }
-        let all = self.0.iter().flat_map(|f| f.names()).map(|n| (*n).to_owned());
+        let all = self.names().flatten().map(|n| (*n).to_owned());
         let message = match names::nearest(kind, all) {
             _ if kind.is_empty() => format!("an adapter has a \"type\"; there are: {known}"),
             Some(near) => {
@@ -148,29 +215,45 @@ impl Registry {
     /// Reads an adapter's settings without touching anything.
     ///
     /// # Errors
-    /// As [`factory`](Self::factory) and [`AdapterFactory::check`]; `Invalid` for an unknown key, with the nearest;
-    /// `Unsupported` for a key of LMCache's that asks for what is not built here.
+    /// `Unsupported` for a type of LMCache's that is not built in, and for a key of LMCache's that asks for what is not
+    /// built here; `Invalid` for an unknown type or key, with the nearest; and as [`AdapterFactory::check`].
     pub fn check(&self, name: &str, settings: &AdapterSettings) -> Result<Vec<Warning>> {
-        let about = |e: Error| e.with("adapter", name);
+        self.check_at(name, settings, 0)
+    }
+
+    fn check_at(&self, name: &str, settings: &AdapterSettings, depth: usize) -> Result<Vec<Warning>> {
+        let about = |e: Error| if depth == 0 { e.with("adapter", name) } else { e };
         let factory = self.factory(settings.kind()).map_err(about)?;
+        let own = factory.keys();
         let mut warnings = Vec::new();
         for (key, value) in settings.keys() {
             if value.is_null() {
                 continue;
             }
-            if !factory.keys().contains(&key.as_str()) {
-                let warning = common(factory, name, key, value).map_err(|e| about(e.with("key", key)))?;
+            if !own.contains(&key.as_str()) {
+                let warning = common(&own, name, key, value).map_err(|e| about(e.with("key", key)))?;
                 warnings.extend(warning);
             }
         }
-        warnings.extend(factory.check(&own_keys(factory, settings)).map_err(about)?);
+        warnings.extend(factory.check(&own_keys(&own, settings)).map_err(about)?);
+        if let Factory::Decorator(_) = factory {
+            let within = |e: Error| about(e.with("key", INNER));
+            if depth == DEPTH {
+                return Err(within(Error::invalid(OP, format!("adapters nest at most {DEPTH} deep"))));
+            }
+            let inner = inner(settings).map_err(within)?;
+            warnings.extend(self.check_at(name, &inner, depth + 1).map_err(within)?);
+        }
         Ok(warnings)
     }
 
     /// The paths that an adapter of these settings would have for itself.
     pub(crate) fn paths(&self, settings: &AdapterSettings) -> Result<Vec<PathBuf>> {
         let factory = self.factory(settings.kind())?;
-        Ok(factory.paths(&own_keys(factory, settings)))
+        match factory {
+            Factory::Adapter(f) => Ok(f.paths(&own_keys(&factory.keys(), settings))),
+            Factory::Decorator(_) => self.paths(&inner(settings)?),
+        }
     }
 
     /// Makes an adapter.
@@ -179,20 +262,45 @@ impl Registry {
     /// As [`check`](Self::check), and whatever keeps it from opening.
     pub fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
         self.check(name, settings)?;
+        self.build_checked(name, settings, cx).map_err(|e| e.with("adapter", name))
+    }
+
+    fn build_checked(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
         let factory = self.factory(settings.kind())?;
-        factory.build(name, &own_keys(factory, settings), cx).map_err(|e| e.with("adapter", name))
+        let own = own_keys(&factory.keys(), settings);
+        match factory {
+            Factory::Adapter(f) => f.build(name, &own, cx),
+            Factory::Decorator(f) => {
+                let inside = self.build_checked(name, &inner(settings)?, cx)?;
+                f.wrap(inside, &without_inner(&own), cx)
+            }
+        }
     }
 }
 
+/// The settings of the adapter inside a decorator.
+fn inner(settings: &AdapterSettings) -> Result<AdapterSettings> {
+    match settings.keys().get(INNER) {
+        Some(Value::Object(inner)) => Ok(AdapterSettings::from(inner.clone())),
+        _ => Err(Error::invalid(OP, "the adapter inside is an object with a type: {\"type\": \"fs\", …}")),
+    }
+}
+
+fn without_inner(settings: &AdapterSettings) -> AdapterSettings {
+    let mut keys = settings.keys().clone();
+    keys.remove(INNER);
+    AdapterSettings::from(keys)
+}
+
 /// The settings as their factory sees them.
-fn own_keys(factory: &dyn AdapterFactory, settings: &AdapterSettings) -> AdapterSettings {
-    let own = |key: &str| matches!(key, "type" | "name") || factory.keys().contains(&key);
+fn own_keys(own: &[&str], settings: &AdapterSettings) -> AdapterSettings {
+    let own = |key: &str| matches!(key, "type" | "name") || own.contains(&key);
     let keys = settings.keys().iter().filter(|(k, v)| own(k) && !v.is_null());
     AdapterSettings::from(keys.map(|(k, v)| (k.clone(), v.clone())).collect::<serde_json::Map<_, _>>())
 }
 
 /// Reads a key that its factory does not know.
-fn common(factory: &dyn AdapterFactory, name: &str, key: &str, value: &Value) -> Result<Option<Warning>> {
+fn common(own: &[&str], name: &str, key: &str, value: &Value) -> Result<Option<Warning>> {
     let wrong = |message: &str| Err(Error::invalid(OP, message));
     let not_built = |message: &str| Err(Error::new(ErrorKind::Unsupported, OP, message));
     let warn = |why: &str| Ok(Some(Warning::no_effect(key, &format!("adapter {name}"), why)));
@@ -225,7 +333,7 @@ fn common(factory: &dyn AdapterFactory, name: &str, key: &str, value: &Value) ->
         }
         ("eviction", _) => wrong("an object is expected"),
         _ => {
-            let known = factory.keys().iter().chain(COMMON).map(|k| (*k).to_owned());
+            let known = own.iter().chain(COMMON).map(|k| (*k).to_owned());
             wrong(&unknown_key(key, known))
         }
     }

@@ -113,6 +113,13 @@ async fn bad_settings_are_refused_before_anything_is_built() {
         (r#"{"type":"mock","max_size_gb":"1","mock_bandwidth_gb":1}"#, "expected f64 (key: max_size_gb"),
         (r#"{"type":"mock","max_size_gb":1,"mock_bandwith_gb":1}"#, "nearest is mock_bandwidth_gb"),
         (r#"{"type":"mok"}"#, "nearest is mock"),
+        (r#"{"type":"fault_inject","rate":0.1}"#, "(key: inner, adapter:"),
+        (r#"{"type":"fault_inject","inner":"mock"}"#, "the adapter inside is an object"),
+        (r#"{"type":"fault","inner":{"type":"mok"}}"#, "nearest is mock (type: mok, key: inner"),
+        (r#"{"type":"fault","inner":{"type":"fs"}}"#, "missing field `base_path` (key: inner, adapter:"),
+        (r#"{"type":"fault","rate":2,"inner":{"type":"mock"}}"#, "from 0 to 1 (rate: 2"),
+        (r#"{"type":"fault","rat":2,"inner":{"type":"mock"}}"#, "nearest is rate"),
+        (r#"{"type":"fault","faults":["flip"],"inner":{"type":"mock"}}"#, "bit_flip, swap"),
     ] {
         let flags = vec![("l2-adapter".to_owned(), Some(adapter.to_owned()))];
         let sources = Sources { flags, ..Sources::default() };
@@ -276,4 +283,24 @@ async fn fs_settings_are_checked_and_what_does_nothing_is_said() {
         assert!(e.contains(says), "{more}: {e}");
     }
     assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn faults_go_around_any_adapter_and_are_found_above_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = format!(r#"{{"type":"fs","base_path":{:?},"name":null}}"#, dir.path().join("kv"));
+    for (inner, name) in [(MOCK, "fault_inject"), (fs.as_str(), "fault")] {
+        let adapter = format!(
+            r#"{{"type":"{name}","inner":{inner},"rate":1,"seed":7,"faults":["bit_flip"],
+                "script":[{{"op":"put","index":99,"fault":"error"}}]}}"#
+        );
+        let pairs = [("l1-size", "1MiB"), ("l2-adapter", adapter.as_str()), ("l2-store-policy", "skip_l1")];
+        let resolved = resolved(&pairs);
+        assert!(resolved.warnings.iter().any(|w| w.to_string().contains("never for production")));
+        let cx = context();
+        let manager = resolved.build(&cx).and_then(|c| c.into_manager(&cx)).unwrap();
+        let keys = keys(4);
+        push(&manager, &keys).await;
+        assert_eq!(pull(&manager, &keys).await, [None; 4], "{name}: wrong bytes are misses");
+    }
 }

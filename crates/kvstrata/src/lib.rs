@@ -29,6 +29,8 @@ pub use kvstrata_evict as evict;
 pub use kvstrata_io as io;
 #[cfg(feature = "l2")]
 pub use kvstrata_l2 as l2;
+#[cfg(feature = "l2-fault")]
+pub use kvstrata_l2_fault as l2_fault;
 #[cfg(feature = "l2-fs")]
 pub use kvstrata_l2_fs as l2_fs;
 #[cfg(feature = "l2-mock")]

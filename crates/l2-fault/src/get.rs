@@ -160,10 +160,8 @@ impl Forward {
                 counters.both(Fault::Gap);
                 return Answer::Miss(Miss::Absent, Some(loaded.buf));
             }
-            Fault::BitFlip => {
-                if flip_loaded(&mut loaded.buf, choice.roll).is_ok() {
-                    counters.both(Fault::BitFlip);
-                }
+            Fault::BitFlip if flip_loaded(&mut loaded.buf, choice.roll).is_ok() => {
+                counters.both(Fault::BitFlip);
             }
             Fault::Truncation => {
                 let from = cut(loaded.buf.len(), choice.roll);
