@@ -57,8 +57,9 @@ impl fmt::Debug for Reservation {
 
 /// One chunk that stays where it is while this is held.
 pub struct Pin {
-    pub(crate) hit: Hit,
-    pub(crate) inner: Arc<Inner>,
+    /// Taken only when the pin ends or passes on.
+    hit: Option<Hit>,
+    inner: Arc<Inner>,
 }
 
 /// A pinned chunk: `handle` is `None` for a temporary one, whose buffer is its only pin.
@@ -69,20 +70,31 @@ pub(crate) struct Hit {
 }
 
 impl Pin {
+    pub(crate) fn new(hit: Hit, inner: Arc<Inner>) -> Self {
+        Self { hit: Some(hit), inner }
+    }
+
+    fn hit(&self) -> &Hit {
+        self.hit.as_ref().expect("only what ends the pin takes it")
+    }
+
     /// The bytes.
     pub fn buf(&self) -> &ReadBuf {
-        &self.hit.buf
+        &self.hit().buf
     }
 
     /// Where they came from.
     pub fn source(&self) -> Source {
-        self.hit.source
+        self.hit().source
     }
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        if let Some(handle) = self.hit.handle.take() {
+        let Some(Hit { buf, handle, .. }) = self.hit.take() else { return };
+        // The buffer goes first, so that whoever is told of room finds it.
+        drop(buf);
+        if let Some(handle) = handle {
             self.inner.with(|m| m.unpin(handle));
         }
     }
@@ -90,7 +102,7 @@ impl Drop for Pin {
 
 impl fmt::Debug for Pin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pin({:?} from {:?})", self.hit.buf, self.hit.source)
+        write!(f, "Pin({:?} from {:?})", self.buf(), self.source())
     }
 }
 
@@ -128,17 +140,16 @@ impl Hits {
 
     /// Takes a pin over from a single-chunk guard.
     pub(crate) fn adopt(&mut self, position: usize, mut pin: Pin) {
-        let handle = pin.hit.handle.take();
-        self.hits[position] = Some(Hit { buf: pin.hit.buf.clone(), handle, source: pin.hit.source });
+        self.hits[position] = pin.hit.take();
     }
 }
 
 impl Drop for Hits {
     fn drop(&mut self) {
-        if self.hits.iter().flatten().any(|h| h.handle.is_some()) {
-            self.inner.with(|m| {
-                self.hits.drain(..).flatten().filter_map(|h| h.handle).for_each(|h| m.unpin(h));
-            });
+        // As above: the buffers go first.
+        let handles: Vec<Handle> = self.hits.drain(..).flatten().filter_map(|h| h.handle).collect();
+        if !handles.is_empty() {
+            self.inner.with(|m| handles.into_iter().for_each(|h| m.unpin(h)));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hashbrown::HashTable;
 use kvstrata_core::{Layout, ObjectKey};
-use kvstrata_evict::Slot;
+use kvstrata_evict::{Slot, TenantId};
 use kvstrata_mem::ReadBuf;
 
 use crate::StoredHook;
@@ -24,6 +24,7 @@ pub(crate) struct Entry {
     pub(crate) buf: ReadBuf,
     /// Readers and stores in flight. Above zero the entry is not evicted, and its policy knows it as pinned.
     pub(crate) pins: u32,
+    pub(crate) tenant: TenantId,
     /// Not admitted: it leaves as soon as its stores are over.
     pub(crate) passing: bool,
     /// Not found by lookups any more, and gone with the last pin.

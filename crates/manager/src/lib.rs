@@ -59,6 +59,7 @@
 //! Architecture invariant: no concrete backend is known here, and nothing below knows this crate.
 #![forbid(unsafe_code)]
 
+mod fault;
 mod guard;
 mod index;
 mod lease;
@@ -67,10 +68,13 @@ mod machine;
 mod manager;
 mod pace;
 mod request;
+mod reserve;
 mod room;
 mod stats;
 mod store;
+mod tenants;
 
+pub use fault::{Fault, Part};
 pub use guard::{Hits, Pin, Reservation};
 pub use kvstrata_policy::L2Id;
 pub use lease::{LeaseId, Leases, OwnerId};

@@ -7,9 +7,9 @@ use std::pin::Pin as StdPin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use kvstrata_core::{Error, ErrorKind, KeyMask, Result};
+use kvstrata_core::{Error, ErrorKind, KeyMask, ObjectKey, Result};
 use kvstrata_evict::Access;
-use kvstrata_l2::{Adapter, Answer, Get, GetItem, GetSink, Keys, Miss, Probe};
+use kvstrata_l2::{Adapter, Answer, Get, GetItem, GetSink, Keys, Miss, Probe, timed_out};
 use kvstrata_mem::{UNIT, WriteBuf};
 use kvstrata_policy::{Admit, L2Id, Plan, TierView};
 use parking_lot::Mutex;
@@ -114,16 +114,16 @@ impl Loading {
         match arrived {
             Some((position, answer)) => {
                 self.waiting.clear(position);
+                if matches!(&answer, LoadAnswer::Failed(e) if e.kind() == ErrorKind::TimedOut) {
+                    self.inner.with(|m| m.stats.load_timeouts += 1);
+                }
                 Some((position, answer))
             }
             None => {
-                let late = self.waiting.count() as u64;
-                self.inner.with(|m| m.stats.load_timeouts += late);
-                let late = self.waiting.iter().map(|i| {
-                    let e = Error::new(ErrorKind::TimedOut, "load", "no answer by the deadline");
-                    (i, LoadAnswer::Failed(e))
-                });
-                self.ready.extend(late);
+                let deadline = self.rq.deadline;
+                let late = |i| (i, LoadAnswer::Failed(timed_out("load", deadline)));
+                self.ready.extend(self.waiting.iter().map(late));
+                self.inner.with(|m| m.stats.load_timeouts += self.waiting.count() as u64);
                 self.waiting = KeyMask::none(self.waiting.len());
                 self.ready.pop_front()
             }
@@ -216,7 +216,15 @@ impl Manager {
             })
             .collect();
         let within = rq.deadline.since(self.0.timer.now());
-        let Plan { mut sources, admit } = self.0.prefetch.plan(&keys, &resident, &views, Some(within));
+        let plan = self.0.prefetch.call(|p| p.plan(&keys, &resident, &views, Some(within)));
+        let Plan { mut sources, admit } = plan.unwrap_or_else(|| {
+            tracing::error!(
+                panic = self.0.prefetch.fault(),
+                "nothing is loaded from L2: the prefetch policy panicked"
+            );
+            Plan { sources: Vec::new(), admit: Admit::Temporary }
+        });
+        sources.resize(keys.len(), None);
         let (send, arriving) = mpsc::unbounded_channel();
         let mut ready = VecDeque::new();
         let mut waiting = KeyMask::none(keys.len());
@@ -232,7 +240,7 @@ impl Manager {
         });
         for (i, hit) in std::mem::take(&mut hits.hits).into_iter().enumerate() {
             let Some(hit) = hit else { continue };
-            let pin = Pin { hit, inner: Arc::clone(&inner) };
+            let pin = Pin::new(hit, Arc::clone(&inner));
             ready.push_back((
                 i,
                 if other_layout.get(i) { LoadAnswer::Miss(Miss::Layout) } else { LoadAnswer::Hit(pin) },
@@ -252,7 +260,7 @@ impl Manager {
             let layout = layouts.at(i).clone();
             let room = match &full {
                 Some(e) => Err(e.clone()),
-                None => inner.landing_room(admit, layout.bytes()),
+                None => inner.landing_room(admit, &keys[i], layout.bytes()),
             };
             match room {
                 Ok(buf) => {
@@ -273,15 +281,8 @@ impl Manager {
             let max = tier.adapter.store.desc().max_batch.max(1);
             let mut items = items.into_iter().peekable();
             while items.peek().is_some() {
-                inner.get(
-                    tier.id,
-                    &tier.adapter,
-                    items.by_ref().take(max).collect(),
-                    &keys,
-                    &rq,
-                    admit,
-                    &send,
-                );
+                let batch = items.by_ref().take(max).collect();
+                inner.get(tier.id, &tier.adapter, batch, &keys, &rq, admit, &send);
             }
         }
         Loading { inner, rq, ready, arriving, waiting }
@@ -291,11 +292,13 @@ impl Manager {
 impl Inner {
     /// A buffer for a chunk on its way up. A full staging budget is not waited for: what fills it are loads that must be
     /// read first, often the caller's own.
-    fn landing_room(self: &Arc<Self>, admit: Admit, bytes: u64) -> Result<WriteBuf> {
-        match admit {
-            Admit::Retained => self.with(|m| m.room_for(bytes)),
-            Admit::Temporary => self.staging.reserve(usize::try_from(bytes).unwrap_or(usize::MAX), UNIT),
+    fn landing_room(self: &Arc<Self>, admit: Admit, key: &ObjectKey, bytes: u64) -> Result<WriteBuf> {
+        if admit == Admit::Retained
+            && let Some(room) = self.with(|m| m.landing_room(key, bytes))
+        {
+            return room;
         }
+        self.staging.reserve(usize::try_from(bytes).unwrap_or(usize::MAX), UNIT)
     }
 
     #[expect(
@@ -352,7 +355,10 @@ impl Inner {
                 }
                 Answer::Failed(e, buf) => {
                     drop(buf);
-                    inner.with(|m| m.stats.load_failures += 1);
+                    // Whoever waits for it counts what is late.
+                    if e.kind() != ErrorKind::TimedOut {
+                        inner.with(|m| m.stats.load_failures += 1);
+                    }
                     LoadAnswer::Failed(e)
                 }
             };
@@ -364,12 +370,7 @@ impl Inner {
         let (adapter, deadline, affinity) = (adapter.clone(), rq.deadline, rq.affinity);
         let work = async move { adapter.store.get(Get { items, deadline, affinity }, sink).await };
         self.bounded(deadline, work, move || {
-            late.answer_rest(|_| {
-                Answer::Failed(
-                    Error::new(ErrorKind::TimedOut, "load", "the adapter did not answer in time"),
-                    None,
-                )
-            });
+            late.answer_rest(|_| Answer::Failed(timed_out("load", deadline), None));
         });
     }
 
@@ -382,7 +383,7 @@ impl Inner {
                 Admit::Retained => m.admit(arrival, epoch),
             }
         });
-        Pin { hit: Hit { buf, handle, source: Source::L2(tier) }, inner: Arc::clone(self) }
+        Pin::new(Hit { buf, handle, source: Source::L2(tier) }, Arc::clone(self))
     }
 }
 

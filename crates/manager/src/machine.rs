@@ -6,17 +6,16 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
-use kvstrata_core::{Affinity, Error, ErrorKind, Instant, KeyMask, Layout, ObjectKey};
-use kvstrata_evict::{
-    Access, Admission, Entry as PolicyEntry, EvictionPolicy, Offer, Removal, Slot, TenantId, admit_chain,
-};
-use kvstrata_mem::{Allocate, ReadBuf, UNIT, WriteBuf};
+use kvstrata_core::{Affinity, Error, Instant, KeyMask, Layout, ObjectKey};
+use kvstrata_evict::{Access, Admission, Contained, Entry as PolicyEntry, EvictionPolicy, Removal, Slot};
+use kvstrata_mem::{Allocate, ReadBuf, WriteBuf};
 use kvstrata_policy::{L2Id, StorePolicy};
 
 use crate::index::{Entry, Handle, Index, KeyMap, StoreState};
 use crate::pace::Pace;
 use crate::store::{Retry, StoreOp};
-use crate::{Committed, Grant, Layouts, Options, Stats, StoredHook};
+use crate::tenants::Tenants;
+use crate::{Committed, Options, Stats, StoredHook};
 
 /// Work for the driver.
 pub(crate) enum Effect {
@@ -74,15 +73,15 @@ pub(crate) struct Arrival {
 
 pub(crate) struct Machine {
     pub(crate) index: Index,
-    policy: Box<dyn EvictionPolicy>,
-    admission: Box<dyn Admission>,
-    cache: Arc<dyn Allocate>,
-    staging: Arc<dyn Allocate>,
-    pub(crate) store_policy: Box<dyn StorePolicy>,
+    pub(crate) policy: Contained<dyn EvictionPolicy>,
+    pub(crate) admission: Contained<dyn Admission>,
+    pub(crate) cache: Arc<dyn Allocate>,
+    pub(crate) staging: Arc<dyn Allocate>,
+    pub(crate) store_policy: Contained<dyn StorePolicy>,
     pub(crate) options: Options,
     /// Keys somebody is writing.
-    staged: KeyMap<()>,
-    tenants: hashbrown::HashMap<String, TenantId, FixedState>,
+    pub(crate) staged: KeyMap<()>,
+    pub(crate) tenants: Tenants,
     pub(crate) tiers: Vec<Tier>,
     pub(crate) ops: hashbrown::HashMap<u64, StoreOp, FixedState>,
     pub(crate) next_op: u64,
@@ -98,18 +97,23 @@ pub(crate) struct Machine {
     pub(crate) pinned: usize,
     /// What an object that is not here is taken to weigh: as much as the last that came.
     typical: NonZeroU32,
-    victims: Vec<Slot>,
+    pub(crate) victims: Vec<Slot>,
+    /// A policy of L1 panicked: nothing is kept in L1 any more.
+    pub(crate) l1_out: bool,
+    /// The store policy panicked, and it was said.
+    pub(crate) store_out: bool,
 }
 
 impl Machine {
     pub(crate) fn new(
         cache: Arc<dyn Allocate>,
         staging: Arc<dyn Allocate>,
-        mut policy: Box<dyn EvictionPolicy>,
-        mut admission: Box<dyn Admission>,
+        policy: Box<dyn EvictionPolicy>,
+        admission: Box<dyn Admission>,
         store_policy: Box<dyn StorePolicy>,
         options: Options,
     ) -> Self {
+        let (mut policy, mut admission) = (Contained::new(policy), Contained::new(admission));
         policy.set_capacity(cache.usage().limit);
         admission.set_capacity(cache.usage().limit);
         Self {
@@ -118,10 +122,10 @@ impl Machine {
             admission,
             cache,
             staging,
-            store_policy,
+            store_policy: Contained::new(store_policy),
             options,
             staged: KeyMap::default(),
-            tenants: hashbrown::HashMap::default(),
+            tenants: Tenants::default(),
             tiers: Vec::new(),
             ops: hashbrown::HashMap::default(),
             next_op: 0,
@@ -134,204 +138,9 @@ impl Machine {
             pinned: 0,
             typical: weight(options.typical_chunk),
             victims: Vec::new(),
+            l1_out: false,
+            store_out: false,
         }
-    }
-
-    fn tenant(&mut self, salt: &str) -> TenantId {
-        if salt.is_empty() {
-            return TenantId(0);
-        }
-        let next = TenantId(self.tenants.len() as u32 + 1);
-        *self.tenants.entry_ref(salt).or_insert(next)
-    }
-
-    // ---- reservations ------------------------------------------------------------------------------------------
-
-    /// Sets buffers aside for the wanted keys of a chain, first to last. What is resident or being written is skipped. What
-    /// is not admitted gets a staging buffer if there is an L2 to pass it on to. At the first key without room the rest is
-    /// refused, and under [`Grant::Whole`] everything that was granted goes back.
-    pub(crate) fn reserve(
-        &mut self,
-        keys: &[ObjectKey],
-        wanted: &KeyMask,
-        layouts: &Layouts,
-        grant: Grant,
-        cx: Access,
-        affinity: Affinity,
-    ) -> Vec<Room> {
-        assert_eq!(wanted.len(), keys.len(), "a mask of another batch");
-        if let Layouts::Each(each) = layouts {
-            assert_eq!(each.len(), keys.len(), "the layouts of another batch");
-        }
-        let mut full: Option<Error> = None;
-        if grant == Grant::Whole {
-            let missing = |i: &usize| {
-                wanted.get(*i) && self.index.find(&keys[*i]).is_none() && !self.staged.contains_key(&keys[*i])
-            };
-            let need = (0..keys.len())
-                .filter(missing)
-                .map(|i| layouts.at(i).bytes().next_multiple_of(UNIT as u64))
-                .sum();
-            full = self.cannot_have(need);
-        }
-        let admitted = self.admitted(keys, wanted, layouts, &cx);
-        let passes = self.tiers.iter().any(|t| !t.draining);
-        let mut rooms = Vec::with_capacity(keys.len());
-        for (i, key) in keys.iter().enumerate() {
-            let passing = admitted.get(i).is_some_and(|admitted| !admitted);
-            rooms.push(if !wanted.get(i) {
-                Room::Unwanted
-            } else if self.index.find(key).is_some() {
-                Room::Resident
-            } else if self.staged.contains_key(key) {
-                Room::Busy
-            } else if passing && !passes {
-                self.stats.not_admitted += 1;
-                Room::NotAdmitted
-            } else if let Some(e) = &full {
-                Room::Refused(e.clone())
-            } else {
-                let bytes = layouts.at(i).bytes();
-                match if passing { self.staging.reserve(bytes as usize, UNIT) } else { self.room_for(bytes) }
-                {
-                    Ok(buf) => {
-                        self.staged.insert(key.clone(), ());
-                        Room::Granted(Box::new(Granted {
-                            key: key.clone(),
-                            parent: i.checked_sub(1).map(|p| keys[p].clone()),
-                            layout: layouts.at(i).clone(),
-                            buf,
-                            cx: Access { position: cx.position + i as u32, ..cx },
-                            affinity,
-                            passing,
-                        }))
-                    }
-                    Err(e) => Room::Refused(full.insert(e).clone()),
-                }
-            });
-        }
-        if let (Some(why), Grant::Whole) = (full, grant) {
-            for room in &mut rooms {
-                if let Room::Granted(granted) = room {
-                    self.staged.remove(&granted.key);
-                    *room = Room::Refused(why.clone());
-                }
-            }
-        }
-        rooms
-    }
-
-    /// Which keys of a chain may stay in L1; empty if all may. A key that is resident or not wanted is no gap in the chain.
-    fn admitted(
-        &mut self,
-        keys: &[ObjectKey],
-        wanted: &KeyMask,
-        layouts: &Layouts,
-        cx: &Access,
-    ) -> Vec<bool> {
-        let mut out = Vec::new();
-        if self.admission.name() == "always" {
-            return out;
-        }
-        let bytes = |i: usize| layouts.at(i).bytes().next_multiple_of(UNIT as u64);
-        let is_new: Vec<bool> =
-            (0..keys.len()).map(|i| wanted.get(i) && self.index.find(&keys[i]).is_none()).collect();
-        let new_bytes: u64 = (0..keys.len()).filter(|i| is_new[*i]).map(bytes).sum();
-        let usage = self.cache.usage();
-        let free = usage.limit.saturating_sub(usage.used);
-        self.victims.clear();
-        if new_bytes > free {
-            self.policy.victims(new_bytes - free, &mut self.victims);
-        }
-        // Each new chunk's rival is the one that goes when the chunks before it have taken what is free.
-        let mut rivals = self.victims.iter().map(|slot| {
-            let entry = self.index.at(*slot);
-            (entry.buf.capacity() as u64, print(&entry.key))
-        });
-        let (mut taken, mut given, mut rival) = (0, free, None);
-        let chain: Vec<Offer> = (0..keys.len())
-            .map(|i| {
-                let mut offer = Offer {
-                    print: print(&keys[i]),
-                    weight: weight(bytes(i)),
-                    rival: None,
-                    resident: !is_new[i],
-                };
-                if is_new[i] {
-                    while taken >= given
-                        && let Some((bytes, print)) = rivals.next()
-                    {
-                        given += bytes;
-                        rival = Some(print);
-                    }
-                    offer.rival = rival;
-                    taken += bytes(i);
-                }
-                offer
-            })
-            .collect();
-        admit_chain(self.admission.as_mut(), &chain, cx, &mut out);
-        out
-    }
-
-    /// The writer of a reservation went away without a commit.
-    pub(crate) fn abort(&mut self, key: &ObjectKey) {
-        self.staged.remove(key);
-        self.stats.aborts += 1;
-        self.roomier = true;
-    }
-
-    /// Why `need` bytes of the cache budget cannot be had now, however much is evicted. Changes nothing.
-    fn cannot_have(&mut self, need: u64) -> Option<Error> {
-        let usage = self.cache.usage();
-        if need > usage.limit {
-            let e = Error::invalid("reserve", "the batch is larger than the whole cache budget");
-            return Some(e.with("bytes", need).with("limit", usage.limit));
-        }
-        let want = (usage.used + need).saturating_sub(usage.limit);
-        self.victims.clear();
-        (want > 0 && self.policy.victims(want, &mut self.victims) < want).then(|| {
-            let e = Error::new(ErrorKind::NoSpace, "reserve", "too much of L1 is pinned for the whole batch");
-            e.with("bytes", need).with("limit", usage.limit)
-        })
-    }
-
-    /// A buffer from the cache budget, evicting exactly as much as is missing.
-    pub(crate) fn room_for(&mut self, bytes: u64) -> Result<WriteBuf, Error> {
-        let bytes = usize::try_from(bytes)
-            .map_err(|_| Error::invalid("reserve", "an object this large cannot be mapped"))?;
-        loop {
-            let e = match self.cache.reserve(bytes, UNIT) {
-                Ok(buf) => return Ok(buf),
-                Err(e) if e.kind() == ErrorKind::NoSpace => e,
-                Err(e) => return Err(e),
-            };
-            let usage = self.cache.usage();
-            let units = bytes.next_multiple_of(UNIT) as u64;
-            // At least one victim even when the budget has room: then the free memory is in pieces.
-            let want = (usage.used + units).saturating_sub(usage.limit).max(1);
-            if !self.evict(want) {
-                return Err(e);
-            }
-        }
-    }
-
-    /// Evicts at least `want` bytes if the policy has that much to give; whether anything went.
-    fn evict(&mut self, want: u64) -> bool {
-        let mut victims = std::mem::take(&mut self.victims);
-        victims.clear();
-        self.policy.victims(want, &mut victims);
-        let went = !victims.is_empty();
-        for slot in victims.drain(..) {
-            let Some(entry) = self.index.remove(slot) else { continue };
-            debug_assert_eq!(entry.pins, 0, "a policy gave up a pinned chunk");
-            self.policy.remove(slot, Removal::Evicted);
-            self.stats.evicted += 1;
-            self.stats.evicted_bytes += entry.buf.len() as u64;
-            self.left(entry);
-        }
-        self.victims = victims;
-        went
     }
 
     // ---- commits -----------------------------------------------------------------------------------------------
@@ -375,7 +184,8 @@ impl Machine {
                 Arrival { key: g.key, parent: None, layout: g.layout, buf: g.buf.seal(len), cx: g.cx };
             self.stats.commits += 1;
             self.stats.committed_bytes += len as u64;
-            handles.push(self.insert(slot, arrival, parents[i], hook.cloned(), g.passing));
+            let passing = g.passing || self.l1_out;
+            handles.push(self.insert(slot, arrival, parents[i], hook.cloned(), passing));
             answers[i] = Committed::Resident;
         }
         handles.reverse();
@@ -406,7 +216,7 @@ impl Machine {
                 .try_into()
                 .expect("a buffer has bytes"),
             parent,
-            tenant: self.tenant(a.key.scope().salt()),
+            tenant: self.tenants.id(a.key.scope().salt()),
         };
         self.typical = entry.weight;
         let handle = self.index.insert(
@@ -416,6 +226,7 @@ impl Machine {
                 layout: a.layout,
                 buf: a.buf,
                 pins: 0,
+                tenant: entry.tenant,
                 passing,
                 doomed: false,
                 deleted: false,
@@ -424,18 +235,19 @@ impl Machine {
         );
         // What only passes through is no candidate: it leaves by itself.
         if !passing {
+            self.tenants.add(entry.tenant, entry.weight);
             self.policy.insert(entry, &a.cx);
         }
         handle
     }
 
     /// Takes a loaded chunk into L1 for good, pinned once. If it is resident already, that copy is pinned instead. It stays
-    /// temporary (without a handle) if a chunk of another layout has its name, or if keys were deleted after `epoch`, when
-    /// the load began: it may be one of them.
+    /// temporary (without a handle) if a chunk of another layout has its name, if keys were deleted after `epoch`, when the
+    /// load began, since it may be one of them, or if nothing is kept in L1.
     pub(crate) fn admit(&mut self, arrival: Arrival, epoch: u64) -> (Option<Handle>, ReadBuf) {
         let found = self.index.find(&arrival.key);
         let other = found.is_some_and(|slot| self.index.at(slot).layout.id() != arrival.layout.id());
-        if other || epoch != self.epoch {
+        if other || epoch != self.epoch || self.l1_out {
             return (None, arrival.buf);
         }
         let slot = match found {
@@ -497,8 +309,7 @@ impl Machine {
         self.pinned -= 1;
         self.roomier = true;
         if entry.doomed {
-            self.index.remove(handle.slot);
-            self.policy.remove(handle.slot, Removal::Deleted);
+            self.take_out(handle.slot, Removal::Deleted);
         } else {
             self.policy.unpin(handle.slot);
         }
@@ -522,16 +333,25 @@ impl Machine {
             entry.doomed = true;
             self.index.unname(handle.slot);
         } else {
-            let entry = self.index.remove(handle.slot);
-            self.policy.remove(handle.slot, Removal::Deleted);
+            let entry = self.take_out(handle.slot, Removal::Deleted);
             if let Some(entry) = entry {
                 self.left(entry);
             }
         }
     }
 
+    /// The one way out of the index.
+    pub(crate) fn take_out(&mut self, slot: Slot, why: Removal) -> Option<Entry> {
+        let entry = self.index.remove(slot)?;
+        if !entry.passing {
+            self.policy.remove(slot, why);
+            self.tenants.sub(entry.tenant, weight(entry.buf.capacity() as u64));
+        }
+        Some(entry)
+    }
+
     /// An unpinned chunk is gone. If it waited for a retry at one adapter, what the others said is final.
-    fn left(&mut self, entry: Entry) {
+    pub(crate) fn left(&mut self, entry: Entry) {
         if entry.store.pending == 0 {
             return;
         }
@@ -549,9 +369,18 @@ impl Machine {
         self.index.find(key).is_none() && !self.staged.contains_key(key)
     }
 
-    /// Deletes keys from L1; which of them were there.
+    /// Deletes keys from L1; which of them were there. What still writes one of them to an adapter takes it away again when
+    /// it is done, also if L1 has let go of it already.
     pub(crate) fn delete(&mut self, keys: &[ObjectKey]) -> KeyMask {
         self.epoch += 1;
+        if !self.ops.is_empty() {
+            let gone: KeyMap<()> = keys.iter().map(|key| (key.clone(), ())).collect();
+            for (handle, _) in self.ops.values().flat_map(|op| &op.items) {
+                if let Some(entry) = self.index.get_mut(*handle).filter(|e| gone.contains_key(&e.key)) {
+                    entry.deleted = true;
+                }
+            }
+        }
         keys.iter()
             .map(|key| {
                 let Some(slot) = self.index.find(key) else { return false };
@@ -583,11 +412,11 @@ impl Machine {
 }
 
 /// What policies know an object by.
-fn print(key: &ObjectKey) -> u64 {
+pub(crate) fn print(key: &ObjectKey) -> u64 {
     (key.fingerprint() >> 64) as u64
 }
 
 /// What policies take a buffer of so many bytes to weigh.
-fn weight(capacity: u64) -> NonZeroU32 {
+pub(crate) fn weight(capacity: u64) -> NonZeroU32 {
     NonZeroU32::new(u32::try_from(capacity).unwrap_or(u32::MAX)).unwrap_or(NonZeroU32::MIN)
 }

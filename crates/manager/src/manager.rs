@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use kvstrata_core::{Affinity, Error, ErrorKind, Instant, KeyMask, ObjectKey, Result};
-use kvstrata_evict::{Admission, EvictionPolicy};
+use kvstrata_evict::{Admission, Contained, EvictionPolicy};
 use kvstrata_l2::{Adapter, Checked, Context, Put, PutItem, PutSink, Stored, Timer, Verify};
 use kvstrata_mem::{Allocate, SpaceWatch};
 use kvstrata_policy::{L2Id, LoadTime, PrefetchPolicy, StorePolicy};
@@ -18,8 +18,8 @@ use crate::guard::{Hit, Hits};
 use crate::machine::{Effect, Machine, Room, Tier};
 use crate::room::Waiters;
 use crate::{
-    AdapterUsage, Committed, Deleted, Grant, Layouts, ManagerUsage, Options, Request, Reservation, Reserved,
-    Source, StoredHook, Wait,
+    AdapterUsage, Committed, Deleted, Fault, Grant, Layouts, ManagerUsage, Options, Part, Request,
+    Reservation, Reserved, Source, StoredHook, Wait,
 };
 
 /// What a manager is made of.
@@ -49,7 +49,7 @@ pub(crate) struct Inner {
     machine: Mutex<Machine>,
     pub(crate) cache: Arc<dyn Allocate>,
     pub(crate) staging: Arc<dyn Allocate>,
-    pub(crate) prefetch: Box<dyn PrefetchPolicy>,
+    pub(crate) prefetch: Contained<dyn PrefetchPolicy>,
     adapters: RwLock<Vec<(L2Id, Checked)>>,
     pub(crate) timer: Arc<dyn Timer>,
     cx: Context,
@@ -77,6 +77,7 @@ impl Inner {
             let mut machine = self.machine.lock();
             let before = machine.next_due();
             let result = f(&mut machine);
+            machine.contain();
             let due = machine.next_due();
             (
                 result,
@@ -243,7 +244,7 @@ impl Manager {
             machine: Mutex::new(machine),
             cache: parts.cache,
             staging: parts.staging,
-            prefetch: parts.prefetch,
+            prefetch: Contained::new(parts.prefetch),
             adapters: RwLock::default(),
             timer: Arc::clone(&parts.cx.timer),
             cx: parts.cx,
@@ -356,9 +357,14 @@ impl Manager {
     }
 
     fn counted(&self, reserved: Vec<Reserved>) -> Vec<Reserved> {
-        let declined = reserved.iter().filter(|r| matches!(r, Reserved::Refused(_))).count() as u64;
-        if declined > 0 {
-            self.0.with(|m| m.stats.declined += declined);
+        let count = |of: fn(&Reserved) -> bool| reserved.iter().filter(|r| of(r)).count() as u64;
+        let declined = count(|r| matches!(r, Reserved::Refused(_)));
+        let not_admitted = count(|r| matches!(r, Reserved::NotAdmitted));
+        if declined + not_admitted > 0 {
+            self.0.with(|m| {
+                m.stats.declined += declined;
+                m.stats.not_admitted += not_admitted;
+            });
         }
         reserved
     }
@@ -444,6 +450,8 @@ impl Manager {
     pub fn add_adapter(&self, adapter: Adapter, weight: u32) -> Result<L2Id> {
         let name = adapter.store.desc().name.clone();
         let id = L2Id(self.0.next_tier.fetch_add(1, Ordering::Relaxed) as u32);
+        // Whoever sees the tier sees its adapter.
+        let mut adapters = self.0.adapters.write();
         let verify = self.0.with(|m| {
             if m.closed {
                 return Err(closed("add adapter"));
@@ -455,7 +463,7 @@ impl Manager {
             m.tiers.push(Tier { id, name, weight, draining: false, in_flight: 0, pace: None });
             Ok(if m.options.digests { Verify::On } else { Verify::Off })
         })?;
-        self.0.adapters.write().push((id, Checked::new(adapter, verify, self.0.cx.clone())));
+        adapters.push((id, Checked::new(adapter, verify, self.0.cx.clone())));
         Ok(id)
     }
 
@@ -507,7 +515,10 @@ impl Manager {
             })
             .collect();
         let (cache, staging) = (self.0.cache.usage(), self.0.staging.usage());
+        let prefetch =
+            self.0.prefetch.fault().map(|panic| Fault { part: Part::Prefetch, panic: panic.into() });
         self.0.with(|m| ManagerUsage {
+            faults: m.faults().into_iter().chain(prefetch).collect(),
             cache,
             staging,
             resident: m.index.len(),

@@ -48,9 +48,9 @@ pub struct Stats {
     pub loaded: u64,
     /// Bytes of those.
     pub loaded_bytes: u64,
-    /// Loads that failed with an error (not a miss).
+    /// Loads that failed with an error (neither a miss nor late).
     pub load_failures: u64,
-    /// Loads that had no answer at their deadline.
+    /// Loads that had no answer at their deadline, while somebody waited.
     pub load_timeouts: u64,
     /// Loads refused because there was no room for them in L1.
     pub load_no_space: u64,
@@ -75,6 +75,8 @@ pub struct ManagerUsage {
     pub reserved: usize,
     /// Stores that are in flight or wait for a retry, in keys.
     pub storing: usize,
+    /// Policies that panicked, and with them what is out of service.
+    pub faults: Vec<crate::Fault>,
     /// Per adapter, in order.
     pub adapters: Vec<AdapterUsage>,
     /// The counters.

@@ -14,7 +14,7 @@ use crate::machine::{Effect, Machine};
 pub(crate) struct StoreOp {
     tier: L2Id,
     /// Per position: the chunk, and how often this adapter was asked to take it, this time included.
-    items: Vec<(Handle, u32)>,
+    pub(crate) items: Vec<(Handle, u32)>,
     left: usize,
     affinity: Affinity,
 }
@@ -73,9 +73,11 @@ impl Machine {
             })
             .collect();
         let mut targets = Vec::new();
-        self.store_policy.targets(&keys, &views, &mut targets);
+        if self.store_policy.call(|p| p.targets(&keys, &views, &mut targets)).is_none() {
+            targets.clear();
+        }
         for (tier, mask) in targets {
-            let items: Vec<(Handle, u32)> = mask.iter().map(|i| (handles[i], 1)).collect();
+            let items: Vec<(Handle, u32)> = mask.iter().filter_map(|i| Some((*handles.get(i)?, 1))).collect();
             for (handle, _) in &items {
                 self.index.at_mut(handle.slot).store.pending += 1;
             }
@@ -174,7 +176,10 @@ impl Machine {
         let wait = match why.retry() {
             Advice::Never => None,
             Advice::Later => Some(backoff),
-            Advice::After(at_least) => Some(at_least.max(Duration::from_millis(1))),
+            // What an adapter advises is heard, but not without an end.
+            Advice::After(at_least) => {
+                Some(at_least.clamp(Duration::from_millis(1), self.options.store_timeout.max(backoff)))
+            }
         };
         let gone = entry.doomed || self.closed || self.tiers.iter().any(|t| t.id == tier && t.draining);
         match wait {
@@ -204,12 +209,19 @@ impl Machine {
             self.effects.push(Effect::Hook { hook, key: key.clone() });
         }
         let everywhere: KeyMask = [stored > 0 && failed == 0].into_iter().collect();
+        // Without a working store policy nothing is stored, and what L1 is for decides.
+        let buffer = !self.options.lookup_l1;
         let leaves = passing
-            || if everywhere.is_full() {
-                self.store_policy.release(&[key], &everywhere).get(0)
-            } else {
-                self.store_policy.release_failed()
-            };
+            || self
+                .store_policy
+                .call(|p| {
+                    if everywhere.is_full() {
+                        p.release(&[key], &everywhere).get(0)
+                    } else {
+                        p.release_failed()
+                    }
+                })
+                .unwrap_or(buffer);
         if leaves {
             if stored == 0 {
                 self.stats.lost += 1;

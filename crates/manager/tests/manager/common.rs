@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kvstrata_core::{Error, ErrorKind, Instant, KeyMask, KeyScope, KvRank, Layout, ObjectKey, Result};
+use kvstrata_evict::{Admission, EvictionPolicy};
 use kvstrata_l2::{
-    Adapter, Answer, Context, Found, Get, GetItem, GetSink, L2Desc, L2Store, Loaded, MemoryKinds, Miss,
-    Probe, Put, PutItem, PutSink, Stored,
+    Adapter, Answer, Context, Found, Get, GetItem, GetSink, Keys, L2Desc, L2Remove, L2Store, Loaded,
+    MemoryKinds, Miss, Probe, Put, PutItem, PutSink, Stored,
 };
 use kvstrata_manager::{Grant, Layouts, Manager, Options, Parts, Reserved};
 use kvstrata_mem::{HeapRegion, ReadBuf, Slab};
+use kvstrata_policy::{PrefetchPolicy, StorePolicy};
 use parking_lot::Mutex;
 
 /// The size of every chunk in these tests.
@@ -19,7 +21,12 @@ pub(crate) const CHUNK: usize = 4096;
 
 /// Keys of one chain: the chunk at position `n` is `chain`, `n`.
 pub(crate) fn keys(chain: u8, n: u8) -> Vec<ObjectKey> {
-    let scope = KeyScope::new("m", KvRank::single(), 0, "").unwrap();
+    keys_of("", chain, n)
+}
+
+/// The same of a tenant.
+pub(crate) fn keys_of(salt: &str, chain: u8, n: u8) -> Vec<ObjectKey> {
+    let scope = KeyScope::new("m", KvRank::single(), 0, salt).unwrap();
     (0..n).map(|i| ObjectKey::new(&scope, kvstrata_core::ChunkHash::new(&[chain, i]).unwrap())).collect()
 }
 
@@ -36,6 +43,7 @@ pub(crate) struct Held {
     /// What it says it has.
     pub(crate) has: Mutex<HashMap<ObjectKey, (Vec<u8>, Found)>>,
     pub(crate) probes: Mutex<usize>,
+    pub(crate) removed: Mutex<Vec<ObjectKey>>,
 }
 
 impl Held {
@@ -54,6 +62,7 @@ impl Held {
             gets: Mutex::default(),
             has: Mutex::default(),
             probes: Mutex::default(),
+            removed: Mutex::default(),
         })
     }
 
@@ -65,6 +74,11 @@ impl Held {
             usage: None,
             quotas: None,
         }
+    }
+
+    /// The same, able to remove.
+    pub(crate) fn removing(self: &Arc<Self>) -> Adapter {
+        Adapter { remove: Some(Arc::clone(self) as Arc<dyn L2Remove>), ..self.adapter() }
     }
 
     /// Takes everything that is held.
@@ -139,6 +153,14 @@ impl L2Store for Held {
     }
 }
 
+#[async_trait]
+impl L2Remove for Held {
+    async fn remove(&self, keys: Keys, _deadline: Instant) -> Vec<Result<bool>> {
+        self.removed.lock().extend(keys.iter().cloned());
+        keys.iter().map(|key| Ok(self.has.lock().remove(key).is_some())).collect()
+    }
+}
+
 /// A manager with room for `cache` and `staging` chunks.
 pub(crate) fn manager(cache: usize, staging: usize, policies: [&str; 3], options: Options) -> Manager {
     admitting("always", cache, staging, policies, options)
@@ -152,18 +174,38 @@ pub(crate) fn admitting(
     policies: [&str; 3],
     options: Options,
 ) -> Manager {
-    let slab = Slab::new(vec![HeapRegion::new((cache + staging).max(1) * CHUNK).unwrap()]).unwrap();
     let [eviction, store, prefetch] = policies;
-    let parts = Parts {
-        cache: slab.pool("cache", (cache * CHUNK) as u64),
-        staging: slab.pool("staging", (staging * CHUNK) as u64),
+    let policies = Policies {
         eviction: kvstrata_evict::by_name(eviction).unwrap(),
         admission: kvstrata_evict::admission_by_name(admission).unwrap(),
         store: kvstrata_policy::store_by_name(store).unwrap(),
         prefetch: kvstrata_policy::prefetch_by_name(prefetch).unwrap(),
-        cx: Context::tokio(tokio::runtime::Handle::current()),
     };
-    Manager::new(parts, Options { typical_chunk: CHUNK as u64, ..options }).unwrap()
+    policies.manager(cache, staging, options)
+}
+
+/// The policies of a manager.
+pub(crate) struct Policies {
+    pub(crate) eviction: Box<dyn EvictionPolicy>,
+    pub(crate) admission: Box<dyn Admission>,
+    pub(crate) store: Box<dyn StorePolicy>,
+    pub(crate) prefetch: Box<dyn PrefetchPolicy>,
+}
+
+impl Policies {
+    pub(crate) fn manager(self, cache: usize, staging: usize, options: Options) -> Manager {
+        let slab = Slab::new(vec![HeapRegion::new((cache + staging).max(1) * CHUNK).unwrap()]).unwrap();
+        let parts = Parts {
+            cache: slab.pool("cache", (cache * CHUNK) as u64),
+            staging: slab.pool("staging", (staging * CHUNK) as u64),
+            eviction: self.eviction,
+            admission: self.admission,
+            store: self.store,
+            prefetch: self.prefetch,
+            cx: Context::tokio(tokio::runtime::Handle::current()),
+        };
+        Manager::new(parts, Options { typical_chunk: CHUNK as u64, ..options }).unwrap()
+    }
 }
 
 /// Stores a whole batch at once, each chunk filled with its position; how many were granted.

@@ -487,6 +487,26 @@ async fn a_store_that_ends_after_a_delete_is_undone() {
     assert_eq!((m.usage().resident, m.usage().cache.used), (0, 0));
 }
 
+#[tokio::test]
+async fn a_store_that_ends_after_a_clear_and_a_delete_is_undone() {
+    let held = Held::new("h");
+    let m = with(&held, 4, CACHE, Options::default());
+    let removing = Held::new("removing");
+    m.add_adapter(removing.removing(), 1).unwrap();
+    let k = keys(1, 2);
+    store(&m, &k);
+    settle().await;
+    m.clear();
+    let deleted = m.delete(&m.request(SECOND), &k[..1]).await;
+    assert!(deleted.l1.is_clear(), "L1 has let go of it already");
+    removing.removed.lock().clear();
+    held.accept();
+    removing.accept();
+    settle().await;
+    assert_eq!(*removing.removed.lock(), k[..1], "what was deleted is taken away again, and nothing else");
+    assert_eq!((m.usage().cache.used, m.usage().pinned), (0, 0));
+}
+
 // ---- admission ---------------------------------------------------------------------------------------------------------
 
 #[tokio::test]
@@ -524,6 +544,28 @@ async fn without_an_l2_what_is_not_admitted_is_not_even_written() {
     let r = m.try_reserve(&rq, &new, &KeyMask::all(2), &layouts(), Grant::Whole);
     assert!(r.iter().all(|r| matches!(r, Reserved::NotAdmitted)), "{r:?}");
     assert_eq!((m.usage().stats.not_admitted, m.usage().stats.evicted), (2, 0));
+}
+
+#[tokio::test]
+async fn a_whole_batch_needs_cache_for_what_is_admitted_and_staging_for_the_rest() {
+    let held = Held::new("h");
+    let m = crate::common::admitting("second_sighting", 2, 4, CACHE, Options::default());
+    m.add_adapter(held.adapter(), 1).unwrap();
+    let rq = m.request(SECOND);
+    store(&m, &keys(1, 2));
+    settle().await;
+    held.accept();
+    let whole = |n| {
+        let new = keys(2, n);
+        m.try_reserve(&rq, &new, &KeyMask::all(new.len()), &layouts(), Grant::Whole)
+    };
+    let r = whole(4);
+    assert!(r.iter().all(|r| matches!(r, Reserved::Granted(_))), "all of it passes through: {r:?}");
+    drop(r);
+    let r = whole(5);
+    assert!(r.iter().all(|r| matches!(r, Reserved::Refused(_))), "more than the staging budget: {r:?}");
+    assert_eq!((m.usage().reserved, m.usage().staging.used, m.usage().stats.evicted), (0, 0, 0));
+    assert_eq!(m.usage().resident, 2);
 }
 
 // ---- adapters come and go --------------------------------------------------------------------------------------------

@@ -3,4 +3,6 @@
 mod common;
 mod l1;
 mod l2;
+mod policies;
+mod tenants;
 mod tiers;

@@ -1,0 +1,238 @@
+//! Room in L1 for what is to be written: who gets a buffer, and what is evicted for it.
+
+use kvstrata_core::{Affinity, Error, ErrorKind, KeyMask, ObjectKey};
+use kvstrata_evict::{Access, Admission, EvictionPolicy, Offer, Removal, admit_chain};
+use kvstrata_mem::{UNIT, WriteBuf};
+
+use crate::machine::{Granted, Machine, Room, print, weight};
+use crate::{Grant, Layouts};
+
+/// Bytes as the pools count them.
+fn units(bytes: u64) -> u64 {
+    bytes.next_multiple_of(UNIT as u64)
+}
+
+impl Machine {
+    /// Sets buffers aside for the wanted keys of a chain, first to last. What is resident or being written is skipped. What
+    /// is not admitted gets a staging buffer if there is an L2 to pass it on to. At the first key without room the rest is
+    /// refused, and under [`Grant::Whole`] everything that was granted goes back.
+    pub(crate) fn reserve(
+        &mut self,
+        keys: &[ObjectKey],
+        wanted: &KeyMask,
+        layouts: &Layouts,
+        grant: Grant,
+        cx: Access,
+        affinity: Affinity,
+    ) -> Vec<Room> {
+        assert_eq!(wanted.len(), keys.len(), "a mask of another batch");
+        if let Layouts::Each(each) = layouts {
+            assert_eq!(each.len(), keys.len(), "the layouts of another batch");
+        }
+        if let Some(first) = keys.first() {
+            self.asks(first);
+        }
+        let admitted = self.admitted(keys, wanted, layouts, &cx);
+        let passing = |i: usize| admitted.get(i).is_some_and(|admitted| !admitted);
+        let passes = self.tiers.iter().any(|t| !t.draining);
+        let mut full: Option<Error> = None;
+        if grant == Grant::Whole {
+            let (mut cached, mut staged) = (0, 0);
+            for i in (0..keys.len()).filter(|i| wanted.get(*i)) {
+                if self.index.find(&keys[i]).is_none() && !self.staged.contains_key(&keys[i]) {
+                    let need = if passing(i) { &mut staged } else { &mut cached };
+                    *need += units(layouts.at(i).bytes());
+                }
+            }
+            full = self.cannot_have(cached, if passes { staged } else { 0 });
+        }
+        let mut rooms = Vec::with_capacity(keys.len());
+        for (i, key) in keys.iter().enumerate() {
+            rooms.push(if !wanted.get(i) {
+                Room::Unwanted
+            } else if self.index.find(key).is_some() {
+                Room::Resident
+            } else if self.staged.contains_key(key) {
+                Room::Busy
+            } else if passing(i) && !passes {
+                match self.l1_fault("reserve") {
+                    Some(e) => Room::Refused(e),
+                    None => Room::NotAdmitted,
+                }
+            } else if let Some(e) = &full {
+                Room::Refused(e.clone())
+            } else {
+                let bytes = layouts.at(i).bytes();
+                let room = if passing(i) {
+                    let room = self.staging.reserve(bytes as usize, UNIT);
+                    room.map_err(|e| self.l1_fault("reserve").unwrap_or(e))
+                } else {
+                    self.room_for(bytes)
+                };
+                match room {
+                    Ok(buf) => {
+                        self.staged.insert(key.clone(), ());
+                        Room::Granted(Box::new(Granted {
+                            key: key.clone(),
+                            parent: i.checked_sub(1).map(|p| keys[p].clone()),
+                            layout: layouts.at(i).clone(),
+                            buf,
+                            cx: Access { position: cx.position + i as u32, ..cx },
+                            affinity,
+                            passing: passing(i),
+                        }))
+                    }
+                    Err(e) => Room::Refused(full.insert(e).clone()),
+                }
+            });
+        }
+        if let (Some(why), Grant::Whole) = (full, grant) {
+            for room in &mut rooms {
+                if let Room::Granted(granted) = room {
+                    self.staged.remove(&granted.key);
+                    *room = Room::Refused(why.clone());
+                }
+            }
+        }
+        rooms
+    }
+
+    /// Which keys of a chain may stay in L1; empty if all may. A key that is resident or not wanted is no gap in the chain.
+    fn admitted(
+        &mut self,
+        keys: &[ObjectKey],
+        wanted: &KeyMask,
+        layouts: &Layouts,
+        cx: &Access,
+    ) -> Vec<bool> {
+        if self.l1_out {
+            return vec![false; keys.len()];
+        }
+        let mut out = Vec::new();
+        if self.admission.name() == "always" {
+            return out;
+        }
+        let bytes = |i: usize| units(layouts.at(i).bytes());
+        let is_new: Vec<bool> =
+            (0..keys.len()).map(|i| wanted.get(i) && self.index.find(&keys[i]).is_none()).collect();
+        let new_bytes: u64 = (0..keys.len()).filter(|i| is_new[*i]).map(bytes).sum();
+        let usage = self.cache.usage();
+        let free = usage.limit.saturating_sub(usage.used);
+        self.victims.clear();
+        if new_bytes > free {
+            self.policy.victims(new_bytes - free, &mut self.victims);
+        }
+        // Each new chunk's rival is the one that goes when the chunks before it have taken what is free.
+        let mut rivals = self.victims.iter().map(|slot| {
+            let entry = self.index.at(*slot);
+            (entry.buf.capacity() as u64, print(&entry.key))
+        });
+        let (mut taken, mut given, mut rival) = (0, free, None);
+        let chain: Vec<Offer> = (0..keys.len())
+            .map(|i| {
+                let mut offer = Offer {
+                    print: print(&keys[i]),
+                    weight: weight(bytes(i)),
+                    rival: None,
+                    resident: !is_new[i],
+                };
+                if is_new[i] {
+                    while taken >= given
+                        && let Some((bytes, print)) = rivals.next()
+                    {
+                        given += bytes;
+                        rival = Some(print);
+                    }
+                    offer.rival = rival;
+                    taken += bytes(i);
+                }
+                offer
+            })
+            .collect();
+        admit_chain(&mut self.admission, &chain, cx, &mut out);
+        out
+    }
+
+    /// The writer of a reservation went away without a commit.
+    pub(crate) fn abort(&mut self, key: &ObjectKey) {
+        self.staged.remove(key);
+        self.stats.aborts += 1;
+        self.roomier = true;
+    }
+
+    /// Why so many bytes of the two budgets cannot be had now, however much is evicted. Changes nothing.
+    fn cannot_have(&mut self, cached: u64, staged: u64) -> Option<Error> {
+        let limits = [("cache", cached, self.cache.usage()), ("staging", staged, self.staging.usage())];
+        for (budget, need, usage) in limits {
+            if need > usage.limit {
+                let e = Error::invalid("reserve", "the batch is larger than a whole budget of L1");
+                return Some(e.with("budget", budget).with("bytes", need).with("limit", usage.limit));
+            }
+        }
+        for (budget, need, usage) in limits {
+            let want = (usage.used + need).saturating_sub(usage.limit);
+            if want == 0 {
+                continue;
+            }
+            self.victims.clear();
+            if budget == "staging" || self.policy.victims(want, &mut self.victims) < want {
+                let e =
+                    Error::new(ErrorKind::NoSpace, "reserve", "too much of L1 is in use for the whole batch");
+                return Some(e.with("budget", budget).with("bytes", need).with("limit", usage.limit));
+            }
+        }
+        None
+    }
+
+    /// Whatever is evicted from now on makes room for this key's tenant.
+    fn asks(&mut self, key: &ObjectKey) {
+        if let Some(quotas) = self.policy.quotas_mut() {
+            quotas.asks(Some(self.tenants.known(key.scope().salt())));
+        }
+    }
+
+    /// A buffer from the cache budget for a chunk that comes from L2; `None` if nothing is kept in L1.
+    pub(crate) fn landing_room(&mut self, key: &ObjectKey, bytes: u64) -> Option<Result<WriteBuf, Error>> {
+        if self.l1_out {
+            return None;
+        }
+        self.asks(key);
+        Some(self.room_for(bytes))
+    }
+
+    /// A buffer from the cache budget, evicting exactly as much as is missing.
+    fn room_for(&mut self, bytes: u64) -> Result<WriteBuf, Error> {
+        let bytes = usize::try_from(bytes)
+            .map_err(|_| Error::invalid("reserve", "an object this large cannot be mapped"))?;
+        loop {
+            let e = match self.cache.reserve(bytes, UNIT) {
+                Ok(buf) => return Ok(buf),
+                Err(e) if e.kind() == ErrorKind::NoSpace => e,
+                Err(e) => return Err(e),
+            };
+            let usage = self.cache.usage();
+            // At least one victim even when the budget has room: then the free memory is in pieces.
+            let want = (usage.used + units(bytes as u64)).saturating_sub(usage.limit).max(1);
+            if !self.evict(want) {
+                return Err(e);
+            }
+        }
+    }
+
+    /// Evicts at least `want` bytes if the policy has that much to give; whether anything went.
+    fn evict(&mut self, want: u64) -> bool {
+        let mut victims = std::mem::take(&mut self.victims);
+        victims.clear();
+        self.policy.victims(want, &mut victims);
+        let went = !victims.is_empty();
+        for slot in victims.drain(..) {
+            let Some(entry) = self.take_out(slot, Removal::Evicted) else { continue };
+            debug_assert_eq!(entry.pins, 0, "a policy gave up a pinned chunk");
+            self.stats.evicted += 1;
+            self.stats.evicted_bytes += entry.buf.len() as u64;
+            self.left(entry);
+        }
+        self.victims = victims;
+        went
+    }
+}
