@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvstrata_core::Result;
 use kvstrata_evict::{Admission, EvictionPolicy};
 use kvstrata_l2::Adapter;
-use kvstrata_manager::{Manager, Options, Parts};
+use kvstrata_manager::{Manager, Options, Parts, TierId};
 use kvstrata_mem::{Fallback, MmapRegion, Pool, Region, RegionOptions, ShmRegion, Slab, Stale};
 use kvstrata_policy::{PrefetchPolicy, StorePolicy};
 
@@ -27,6 +27,8 @@ pub struct Components {
     pub staging: Arc<Pool>,
     /// What leaves L1 when room is needed.
     pub eviction: Box<dyn EvictionPolicy>,
+    /// What tenants may hold in L1: the default, and who has a quota of its own.
+    pub quotas: (Option<u64>, Vec<(String, u64)>),
     /// What may come into L1.
     pub admission: Box<dyn Admission>,
     /// What is written to L2.
@@ -87,7 +89,21 @@ impl Components {
             typical_chunk: 1 << 20,
             digests: settings.digests,
         };
-        Ok(Self { slab, cache, staging, eviction, admission, store, prefetch, adapters, options, fallbacks })
+        let quotas = settings.eviction.quotas.into_iter().map(|q| (q.salt, q.size.0)).collect();
+        let quotas = (settings.eviction.default_quota.map(|q| q.0), quotas);
+        Ok(Self {
+            slab,
+            cache,
+            staging,
+            eviction,
+            quotas,
+            admission,
+            store,
+            prefetch,
+            adapters,
+            options,
+            fallbacks,
+        })
     }
 
     /// A manager of these parts, with its adapters.
@@ -105,6 +121,13 @@ impl Components {
             cx: cx.l2.clone(),
         };
         let manager = Manager::new(parts, self.options)?;
+        let (default_quota, quotas) = self.quotas;
+        if default_quota.is_some() {
+            manager.set_default_quota(TierId::L1, default_quota)?;
+        }
+        for (salt, bytes) in quotas {
+            manager.set_quota(TierId::L1, &salt, Some(bytes))?;
+        }
         for (_, weight, adapter) in self.adapters {
             manager.add_adapter(adapter, weight)?;
         }

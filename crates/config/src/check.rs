@@ -122,22 +122,62 @@ fn in_gib(bytes: u64) -> String {
 
 fn policies(s: &Settings) -> Result<()> {
     // The policies' own messages list those there are; those of `evict` say the nearest, too.
-    let named = |field, e: &dyn std::fmt::Display, name: &str, known: &[&str]| {
-        let near = crate::names::nearest(&name.to_lowercase(), known.iter().map(|k| k.to_lowercase()));
-        let near = near.map(|n| format!("; the nearest is {n}")).unwrap_or_default();
-        Err(wrong(field, format!("{e}{near}")))
-    };
     if let Err(e) = kvstrata_evict::by_name(&s.eviction.policy) {
-        return Err(wrong("eviction.policy", e.to_string()));
+        return Err(misplaced("eviction.policy", &s.eviction.policy, e.to_string()));
     }
     if let Err(e) = kvstrata_evict::admission_by_name(&s.admission) {
-        return Err(wrong("admission", e.to_string()));
+        return Err(misplaced("admission", &s.admission, e.to_string()));
     }
+    let near = |e: &dyn std::fmt::Display, name: &str, known: &[&str]| {
+        let near = crate::names::nearest(&name.to_lowercase(), known.iter().map(|k| k.to_lowercase()));
+        format!("{e}{}", near.map(|n| format!("; the nearest is {n}")).unwrap_or_default())
+    };
     if let Err(e) = kvstrata_policy::store_by_name(&s.store.policy) {
-        return named("store.policy", &e, &s.store.policy, e.known);
+        return Err(misplaced("store.policy", &s.store.policy, near(&e, &s.store.policy, e.known)));
     }
     if let Err(e) = kvstrata_policy::prefetch_by_name(&s.prefetch.policy) {
-        return named("prefetch.policy", &e, &s.prefetch.policy, e.known);
+        return Err(misplaced("prefetch.policy", &s.prefetch.policy, near(&e, &s.prefetch.policy, e.known)));
+    }
+    quotas(s)
+}
+
+/// A policy's name that is none for this field: perhaps it is one for another.
+fn misplaced(field: &'static str, name: &str, message: String) -> Error {
+    let there = [
+        ("eviction.policy", "an eviction policy", kvstrata_evict::by_name(name).is_ok()),
+        ("admission", "an admission rule", kvstrata_evict::admission_by_name(name).is_ok()),
+        ("store.policy", "a store policy", kvstrata_policy::store_by_name(name).is_ok()),
+        ("prefetch.policy", "a prefetch policy", kvstrata_policy::prefetch_by_name(name).is_ok()),
+    ];
+    match there.iter().find(|(_, _, is)| *is) {
+        Some((there, what, _)) => wrong(field, format!("{message}; {name} is {what}: it goes to {there}")),
+        None => wrong(field, message),
+    }
+}
+
+fn quotas(s: &Settings) -> Result<()> {
+    let e = &s.eviction;
+    let given = match (e.default_quota, e.quotas.is_empty()) {
+        (None, true) => return Ok(()),
+        (Some(_), _) => "eviction.default_quota",
+        (None, false) => "eviction.quotas",
+    };
+    if kvstrata_evict::by_name(&e.policy).is_ok_and(|policy| policy.quotas().is_none()) {
+        let m = "this eviction policy keeps no quotas: choose IsolatedLRU (eviction.policy), or leave the quotas out";
+        return Err(wrong(given, m).with("eviction.policy", &e.policy));
+    }
+    let mut salts = std::collections::BTreeSet::new();
+    for quota in &e.quotas {
+        if !salts.insert(&quota.salt) {
+            return Err(wrong("eviction.quotas", "a tenant has one quota").with("salt", &quota.salt));
+        }
+    }
+    let all = e.quotas.iter().map(|q| ("eviction.quotas", q.size));
+    for (field, size) in all.chain(e.default_quota.map(|size| ("eviction.default_quota", size))) {
+        if size > s.l1.size {
+            let e = wrong(field, "a quota of more than L1 holds can never be reached").with("quota", size);
+            return Err(e.with("eviction.policy", &s.eviction.policy).with("l1.size", s.l1.size));
+        }
     }
     Ok(())
 }

@@ -62,7 +62,7 @@ pub use registry::{AdapterFactory, BuildContext, DecoratorFactory, Registry};
 pub use resolved::{Resolved, Row, load};
 pub use settings::{
     DeadlineSettings, EvictionSettings, HugePages, L1Settings, L2Settings, LocalDiskSettings,
-    PrefetchSettings, Settings, StoreSettings,
+    PrefetchSettings, QuotaSettings, Settings, StoreSettings,
 };
 pub use size::{BadSize, ByteSize};
 pub use warning::Warning;

@@ -46,6 +46,8 @@ pub(crate) enum Kind {
     /// One of these words.
     Choice(&'static [&'static str]),
     Adapters,
+    /// Sizes by tenant.
+    Quotas,
 }
 
 /// How the value under an accepted name becomes the field's.
@@ -133,6 +135,16 @@ pub(crate) static FIELDS: &[Field] = &[
     Field { path: "l1.numa", kind: Kind::Count, help: "take memory from this NUMA node" },
     Field { path: "l1.mlock", kind: Kind::Bool, help: "lock memory against swapping" },
     Field { path: "eviction.policy", kind: Kind::Text, help: "what leaves L1 when room is needed" },
+    Field {
+        path: "eviction.default_quota",
+        kind: Kind::Size(1),
+        help: "bytes of L1 for each tenant (cache salt) without a quota of its own; unset, they share",
+    },
+    Field {
+        path: "eviction.quotas",
+        kind: Kind::Quotas,
+        help: "bytes of L1 for a tenant, as SALT=SIZE, with --eviction-policy IsolatedLRU",
+    },
     Field {
         path: "admission",
         kind: Kind::Text,
@@ -329,7 +341,7 @@ pub fn flag_specs() -> Vec<FlagSpec> {
     let spec = |name: &str, kind: Kind, how: As, help: String| FlagSpec {
         name: name.replace(['.', '_'], "-"),
         switch: kind == Kind::Bool || how == As::Not || name.ends_with("use_hugepages"),
-        repeats: kind == Kind::Adapters,
+        repeats: matches!(kind, Kind::Adapters | Kind::Quotas),
         help,
     };
     let own = FIELDS.iter().map(|f| spec(f.path, f.kind, As::Same, f.help.to_owned()));

@@ -121,12 +121,27 @@ pub enum HugePages {
 pub struct EvictionSettings {
     /// The policy's name.
     pub policy: String,
+    /// What a tenant may hold that has no quota of its own; unset, such tenants share what is left. For policies that keep
+    /// tenants apart.
+    pub default_quota: Option<ByteSize>,
+    /// Quotas of tenants. They can be changed at run time, too.
+    pub quotas: Vec<QuotaSettings>,
 }
 
 impl Default for EvictionSettings {
     fn default() -> Self {
-        Self { policy: "LRU".into() }
+        Self { policy: "life-table".into(), default_quota: None, quotas: Vec::new() }
     }
+}
+
+/// What one tenant may hold.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuotaSettings {
+    /// Its cache salt; empty for those without one.
+    pub salt: String,
+    /// Bytes.
+    pub size: ByteSize,
 }
 
 /// What is written to L2, and how hard that is tried.

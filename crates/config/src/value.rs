@@ -21,6 +21,7 @@ pub(crate) fn read(kind: Kind, how: As, value: &Value) -> Result<ValueKind, Stri
         (Kind::Text, _) => text(value).map(|t| ValueKind::String(t.to_owned())),
         (Kind::Choice(words), _) => choice(value, words),
         (Kind::Adapters, _) => adapters(value),
+        (Kind::Quotas, _) => quotas(value),
     }
 }
 
@@ -139,6 +140,47 @@ fn adapters(value: &Value) -> Result<ValueKind, String> {
         return Err(EXPECTED.into());
     }
     Ok(ValueKind::Array(list.iter().map(|a| Value::new(None, from_json(a))).collect()))
+}
+
+/// `SALT=SIZE`, an object of salts and sizes, JSON text of one, or a list of these or of `{salt, size}`.
+fn quotas(value: &Value) -> Result<ValueKind, String> {
+    const EXPECTED: &str = "quotas are given as SALT=SIZE or as an object: {\"tenant-a\": \"10GiB\"}";
+    let one = |salt: &str, quota: &Value| {
+        let bytes = size(quota, 1).map_err(|e| format!("the quota of {salt:?}: {e}"))?;
+        let salt = Value::new(None, ValueKind::String(salt.to_owned()));
+        let row = [("salt".to_owned(), salt), ("size".to_owned(), Value::new(None, bytes))];
+        Ok::<_, String>(Value::new(None, ValueKind::Table(row.into_iter().collect())))
+    };
+    let mut rows = Vec::new();
+    match &value.kind {
+        ValueKind::String(s) if s.trim_start().starts_with(['{', '[']) => {
+            return quotas(&Value::new(None, from_json(&parse_json(s)?)));
+        }
+        ValueKind::String(s) => {
+            let (salt, quota) = s.rsplit_once('=').ok_or(EXPECTED)?;
+            rows.push(one(salt.trim(), &Value::new(None, quota))?);
+        }
+        ValueKind::Array(list) => {
+            for item in list {
+                if let ValueKind::Array(more) = quotas(item)? {
+                    rows.extend(more);
+                }
+            }
+        }
+        ValueKind::Table(table) => match (table.get("salt"), table.get("size")) {
+            (Some(salt), Some(quota)) if table.len() == 2 && matches!(salt.kind, ValueKind::String(_)) => {
+                rows.push(one(text(salt)?, quota)?);
+            }
+            _ => {
+                let table: std::collections::BTreeMap<_, _> = table.iter().collect();
+                for (salt, quota) in table {
+                    rows.push(one(salt, quota)?);
+                }
+            }
+        },
+        _ => return Err(EXPECTED.into()),
+    }
+    Ok(ValueKind::Array(rows))
 }
 
 /// JSON text; the message of what is none says where it goes wrong.

@@ -10,7 +10,7 @@ use kvstrata_config::{
 use kvstrata_core::{ChunkHash, ErrorKind, KeyMask, KeyScope, KvRank, Layout, ObjectKey, Result};
 use kvstrata_l2::Adapter;
 use kvstrata_l2_mock::{Mock, MockConfig};
-use kvstrata_manager::{Grant, Layouts, LoadMode, Manager, Options, Reserved, Source, Wait};
+use kvstrata_manager::{Grant, Layouts, LoadMode, Manager, Options, Reserved, TierId, Wait};
 use kvstrata_mem::Allocate;
 
 const CHUNK: usize = 64 << 10;
@@ -55,7 +55,7 @@ async fn push(manager: &Manager, keys: &[ObjectKey]) {
 }
 
 /// Loads every key, and says where each came from.
-async fn pull(manager: &Manager, keys: &[ObjectKey]) -> Vec<Option<Source>> {
+async fn pull(manager: &Manager, keys: &[ObjectKey]) -> Vec<Option<TierId>> {
     let layouts = Layouts::from(Layout::opaque(CHUNK as u64).unwrap());
     let mut sources = Vec::new();
     for (i, key) in keys.iter().enumerate() {
@@ -139,7 +139,7 @@ async fn cache_mode_answers_from_l1_and_mirrors_to_every_adapter() {
     assert_eq!(names, ["mock", "mock-2"]);
     let keys = keys(64);
     push(&m, &keys).await;
-    assert!(pull(&m, &keys).await.iter().all(|s| *s == Some(Source::L1)));
+    assert!(pull(&m, &keys).await.iter().all(|s| *s == Some(TierId::L1)));
     assert_eq!(m.usage().stats.stored, 128, "each chunk in both");
 }
 
@@ -162,7 +162,7 @@ async fn staging_only_keeps_nothing_in_l1_and_asks_l2_directly() {
     drop(lookup);
     for _ in 0..2 {
         let sources = pull(&m, &keys).await;
-        assert!(sources.iter().all(|s| matches!(s, Some(Source::L2(_)))), "nothing was written back to L1");
+        assert!(sources.iter().all(|s| matches!(s, Some(TierId::L2(_)))), "nothing was written back to L1");
     }
     assert_eq!((m.usage().cache.used, m.usage().staging.used, m.usage().pinned), (0, 0, 0));
 }
@@ -175,7 +175,7 @@ async fn buffer_only_lets_everything_through_a_tiny_l1() {
     let keys = keys(200);
     push(&m, &keys).await;
     assert_eq!(m.usage().cache.used, 0);
-    assert!(pull(&m, &keys).await.iter().all(|s| matches!(s, Some(Source::L2(_)))));
+    assert!(pull(&m, &keys).await.iter().all(|s| matches!(s, Some(TierId::L2(_)))));
     assert_eq!((m.usage().cache.used, m.usage().staging.used), (0, 0));
 
     let failing = MOCK.replace('}', r#","fail_store":true}"#);
@@ -246,7 +246,7 @@ async fn lmcaches_local_disk_is_a_store_that_is_found_again_after_a_restart() {
     drop(m);
     let m = manager(&flags);
     let sources = pull(&m, &keys).await;
-    assert!(sources.iter().all(|s| matches!(s, Some(Source::L2(_)))), "{sources:?}");
+    assert!(sources.iter().all(|s| matches!(s, Some(TierId::L2(_)))), "{sources:?}");
     m.shutdown(Duration::from_secs(20)).await.unwrap();
 }
 

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{effective, error, file, flags, sources};
-use kvstrata_config::{FileKind, Settings, Sources, flag_specs};
+use kvstrata_config::{FileKind, QuotaSettings, Settings, Sources, flag_specs};
 use serde_json::{Value, json};
 
 fn at(settings: &Settings, path: &str) -> Value {
@@ -294,4 +294,25 @@ fn gather_takes_the_file_and_the_switches_out_of_flags_and_environment() {
     assert!(said(dir.path().join("bad.toml").to_str().unwrap()).contains("line: 2"));
     std::fs::write(dir.path().join("big.toml"), vec![b'#'; (1 << 20) + 1]).unwrap();
     assert!(said(dir.path().join("big.toml").to_str().unwrap()).contains("1 MiB"));
+}
+
+#[test]
+fn quotas_are_given_as_pairs_objects_and_tables_and_repeated_ones_add_up() {
+    let given = |pairs: &[(&str, &str)]| {
+        let isolated = [("eviction-policy", "isolatedlru")];
+        let sources = Sources { flags: flags(&[&isolated[..], pairs].concat()), ..sources() };
+        effective(&sources).settings.eviction
+    };
+    let rows =
+        |quotas: &[QuotaSettings]| quotas.iter().map(|q| (q.salt.clone(), q.size.0)).collect::<Vec<_>>();
+    let expected = [("a".to_owned(), 1 << 30), ("b=c".to_owned(), 4096)];
+    assert_eq!(
+        rows(&given(&[("eviction-quotas", "a=1GiB"), ("eviction-quotas", "b=c=4096")]).quotas),
+        expected
+    );
+    assert_eq!(rows(&given(&[("eviction-quotas", r#"{"a":"1GB","b=c":4096}"#)]).quotas), expected);
+    assert_eq!(given(&[("eviction-default-quota", "0")]).default_quota.map(|q| q.0), Some(0));
+    let toml = "[eviction]\npolicy = \"IsolatedLRU\"\ndefault_quota = \"1MiB\"\n[eviction.quotas]\na = \"1GiB\"\n\"b=c\" = 4096\n";
+    let e = effective(&Sources { file: Some(file(FileKind::Toml, toml)), ..sources() }).settings.eviction;
+    assert_eq!((rows(&e.quotas), e.default_quota.map(|q| q.0)), (expected.to_vec(), Some(1 << 20)));
 }

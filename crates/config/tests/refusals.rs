@@ -35,6 +35,15 @@ fn each_bad_value_is_refused_with_its_name_its_place_and_what_would_do() {
         ("chunk-size", "many", &["whole number"]),
         ("digests", "perhaps", &["true or false"]),
         ("eviction-policy", "LRUU", &["eviction.policy", "noop, FIFO, LRU", "did you mean LRU"]),
+        ("eviction-policy", "retain", &["eviction.policy", "retain is a prefetch policy", "prefetch.policy"]),
+        ("admission", "LRU", &["LRU is an eviction policy", "eviction.policy"]),
+        ("l2-store-policy", "tinylfu", &["store.policy", "tinylfu is an admission rule"]),
+        ("l2-prefetch-policy", "skip_l1", &["skip_l1 is a store policy", "store.policy"]),
+        ("eviction-quotas", "a=1GiB", &["eviction.quotas", "IsolatedLRU", "life-table"]),
+        ("eviction-default-quota", "1GiB", &["eviction.default_quota", "IsolatedLRU"]),
+        ("eviction-quotas", "a", &["SALT=SIZE"]),
+        ("eviction-quotas", "a=-1", &["the quota of \"a\"", "negative"]),
+        ("eviction-quotas", "{\"a\":[]}", &["the quota of \"a\""]),
         ("eviction-ratio", "0", &["up to 1"]),
         ("eviction-trigger-watermark", "1.5", &["up to 1"]),
         ("l2-store-policy", "noop", &["store.policy", "default, skip_l1"]),
@@ -323,5 +332,29 @@ proptest! {
         let read = Resolved::load(&Sources { file: Some(file(FileKind::Json, &text)), ..sources() }, &MACHINE, &registry());
         let read = read.unwrap();
         prop_assert_eq!(&read.settings, &s);
+    }
+}
+
+#[test]
+fn a_quota_that_can_never_hold_is_refused_with_its_policy() {
+    let isolated = ("eviction-policy", "IsolatedLRU");
+    for (pairs, expected) in [
+        (
+            vec![isolated, ("l1-size-gb", "1"), ("eviction-quotas", "a=2GiB")],
+            vec!["eviction.quotas", "IsolatedLRU", "1GiB"],
+        ),
+        (
+            vec![isolated, ("eviction-quotas", "a=1GiB"), ("eviction-quotas", "a=2GiB")],
+            vec!["one quota", "salt: a"],
+        ),
+        (
+            vec![isolated, ("l1-size-gb", "1"), ("eviction-default-quota", "2GiB")],
+            vec!["eviction.default_quota"],
+        ),
+    ] {
+        let said = error(&by(&pairs));
+        for word in expected {
+            assert!(said.contains(word), "{word} in {said}");
+        }
     }
 }

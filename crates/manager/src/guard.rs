@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvstrata_core::{KeyMask, Layout, ObjectKey};
 use kvstrata_mem::{ReadBuf, WriteBuf};
 
-use crate::Source;
+use crate::TierId;
 use crate::index::Handle;
 use crate::machine::Granted;
 use crate::manager::Inner;
@@ -66,7 +66,7 @@ pub struct Pin {
 pub(crate) struct Hit {
     pub(crate) buf: ReadBuf,
     pub(crate) handle: Option<Handle>,
-    pub(crate) source: Source,
+    pub(crate) source: TierId,
 }
 
 impl Pin {
@@ -84,7 +84,7 @@ impl Pin {
     }
 
     /// Where they came from.
-    pub fn source(&self) -> Source {
+    pub fn source(&self) -> TierId {
         self.hit().source
     }
 }
@@ -124,7 +124,7 @@ impl Hits {
     }
 
     /// Where they came from.
-    pub fn source(&self, position: usize) -> Option<Source> {
+    pub fn source(&self, position: usize) -> Option<TierId> {
         Some(self.hits.get(position)?.as_ref()?.source)
     }
 

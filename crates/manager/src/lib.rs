@@ -81,6 +81,6 @@ pub use lease::{LeaseId, Leases, OwnerId};
 pub use load::{LoadAnswer, Loaded, Loading, Lookup};
 pub use manager::{Manager, Parts};
 pub use request::{
-    Committed, Deleted, Grant, Layouts, LoadMode, Options, Request, Reserved, Source, StoredHook, Wait,
+    Committed, Deleted, Grant, Layouts, LoadMode, Options, Request, Reserved, StoredHook, TierId, Wait,
 };
 pub use stats::{AdapterUsage, ManagerUsage, Stats};

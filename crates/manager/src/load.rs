@@ -19,7 +19,7 @@ use crate::guard::Hit;
 use crate::machine::Arrival;
 use crate::manager::{Inner, Serving};
 use crate::pace::{Lap, Took};
-use crate::{Hits, Layouts, LoadMode, Manager, Pin, Request, Source};
+use crate::{Hits, Layouts, LoadMode, Manager, Pin, Request, TierId};
 
 /// What is where, for one batch. The L1 hits are pinned in here.
 pub struct Lookup {
@@ -383,7 +383,7 @@ impl Inner {
                 Admit::Retained => m.admit(arrival, epoch),
             }
         });
-        Pin::new(Hit { buf, handle, source: Source::L2(tier) }, Arc::clone(self))
+        Pin::new(Hit { buf, handle, source: TierId::L2(tier) }, Arc::clone(self))
     }
 }
 

@@ -19,7 +19,7 @@ use crate::machine::{Effect, Machine, Room, Tier};
 use crate::room::Waiters;
 use crate::{
     AdapterUsage, Committed, Deleted, Fault, Grant, Layouts, ManagerUsage, Options, Part, Request,
-    Reservation, Reserved, Source, StoredHook, Wait,
+    Reservation, Reserved, StoredHook, TierId, Wait,
 };
 
 /// What a manager is made of.
@@ -390,7 +390,7 @@ impl Manager {
     /// Pins what L1 has of a batch, and asks nobody else. The pinned chunks count as used only when they are touched.
     pub fn read(&self, rq: &Request, keys: &[ObjectKey]) -> Hits {
         let found = self.0.with(|m| m.read(keys, rq.access(keys.len())));
-        let hit = |(handle, buf)| Hit { buf, handle: Some(handle), source: Source::L1 };
+        let hit = |(handle, buf)| Hit { buf, handle: Some(handle), source: TierId::L1 };
         Hits { hits: found.into_iter().map(|f| f.map(hit)).collect(), inner: Arc::clone(&self.0) }
     }
 

@@ -115,9 +115,9 @@ pub enum Committed {
     Passed,
 }
 
-/// Where the bytes of a hit came from.
+/// A tier: where the bytes of a hit came from, or whose quotas are meant.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Source {
+pub enum TierId {
     /// Host memory.
     L1,
     /// The adapter with this number.

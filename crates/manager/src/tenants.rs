@@ -8,7 +8,7 @@ use kvstrata_evict::{EvictionPolicy, Quotas, TenantId};
 use kvstrata_l2::{L2Quotas, TenantUsage};
 
 use crate::machine::Machine;
-use crate::{Manager, Source};
+use crate::{Manager, TierId};
 
 /// Whoever holds nothing and has no quota of its own: there is no number for each of those, since anybody can make up a
 /// salt.
@@ -128,9 +128,9 @@ impl Manager {
     /// # Errors
     /// `Unsupported` if the tier keeps no quotas; `NotFound` if there is no such adapter; `Unavailable` if L1 is out of
     /// service.
-    pub fn set_quota(&self, tier: Source, salt: &str, bytes: Option<u64>) -> Result<()> {
+    pub fn set_quota(&self, tier: TierId, salt: &str, bytes: Option<u64>) -> Result<()> {
         match tier {
-            Source::L1 => self.0.with(|m| {
+            TierId::L1 => self.0.with(|m| {
                 m.quotas()?;
                 let tenant = m.tenants.set_quota(salt, bytes);
                 let quotas = m.quotas()?;
@@ -142,7 +142,7 @@ impl Manager {
                 }
                 Ok(())
             }),
-            Source::L2(_) => {
+            TierId::L2(_) => {
                 self.l2_quotas(tier)?.set_quota(salt, bytes);
                 Ok(())
             }
@@ -154,13 +154,13 @@ impl Manager {
     ///
     /// # Errors
     /// As [`Self::set_quota`].
-    pub fn set_default_quota(&self, tier: Source, bytes: Option<u64>) -> Result<()> {
+    pub fn set_default_quota(&self, tier: TierId, bytes: Option<u64>) -> Result<()> {
         match tier {
-            Source::L1 => self.0.with(|m| {
+            TierId::L1 => self.0.with(|m| {
                 m.quotas()?.set_default(bytes);
                 Ok(())
             }),
-            Source::L2(_) => {
+            TierId::L2(_) => {
                 self.l2_quotas(tier)?.set_default_quota(bytes);
                 Ok(())
             }
@@ -171,17 +171,17 @@ impl Manager {
     ///
     /// # Errors
     /// For an adapter, as [`Self::set_quota`].
-    pub fn tenants(&self, tier: Source) -> Result<Vec<TenantUsage>> {
+    pub fn tenants(&self, tier: TierId) -> Result<Vec<TenantUsage>> {
         match tier {
-            Source::L1 => Ok(self.0.with(|m| m.tenants.list())),
-            Source::L2(_) => Ok(self.l2_quotas(tier)?.tenants()),
+            TierId::L1 => Ok(self.0.with(|m| m.tenants.list())),
+            TierId::L2(_) => Ok(self.l2_quotas(tier)?.tenants()),
         }
     }
 
-    fn l2_quotas(&self, tier: Source) -> Result<std::sync::Arc<dyn L2Quotas>> {
+    fn l2_quotas(&self, tier: TierId) -> Result<std::sync::Arc<dyn L2Quotas>> {
         let adapter = match tier {
-            Source::L2(id) => self.0.adapter(id),
-            Source::L1 => None,
+            TierId::L2(id) => self.0.adapter(id),
+            TierId::L1 => None,
         };
         let Some(adapter) = adapter else {
             return Err(Error::new(ErrorKind::NotFound, SET, "no adapter has this number"));

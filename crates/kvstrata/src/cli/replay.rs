@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use kvstrata_config::ByteSize;
 use kvstrata_core::{Error, KeyMask, KeyScope, KvRank, Layout, Namespace, ObjectKey};
-use kvstrata_manager::{Grant, Layouts, LoadMode, Manager, Request, Reserved, Source, Wait};
+use kvstrata_manager::{Grant, Layouts, LoadMode, Manager, Request, Reserved, TierId, Wait};
 use kvstrata_testkit::payload;
 use kvstrata_testkit::trace::{self, Reader};
 use serde::Serialize;
@@ -212,7 +212,7 @@ impl Replay {
                 self.figures.wrong_bytes += wrong.count;
             }
             match loaded.hits.source(i) {
-                Some(Source::L1) => self.figures.l1_hit_blocks += 1,
+                Some(TierId::L1) => self.figures.l1_hit_blocks += 1,
                 _ => self.figures.l2_hit_blocks += 1,
             }
             self.figures.loaded_bytes += buf.len() as u64;

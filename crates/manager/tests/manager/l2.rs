@@ -7,7 +7,7 @@ use crate::common::{CHUNK, Held, SECOND, is_filled_with, keys, layouts, manager,
 use kvstrata_core::{ErrorKind, KeyMask, ObjectKey};
 use kvstrata_l2::Keys;
 use kvstrata_manager::{
-    Committed, Grant, LoadAnswer, LoadMode, Manager, Options, Reserved, Source, StoredHook, Wait,
+    Committed, Grant, LoadAnswer, LoadMode, Manager, Options, Reserved, StoredHook, TierId, Wait,
 };
 use parking_lot::Mutex;
 
@@ -327,7 +327,7 @@ async fn each_key_is_answered_as_it_arrives() {
     let rest = held.gets.lock().split_off(1);
     held.serve();
     let (position, answer) = loading.next().await.unwrap();
-    assert!(position == 0 && matches!(&answer, LoadAnswer::Hit(p) if matches!(p.source(), Source::L2(_))));
+    assert!(position == 0 && matches!(&answer, LoadAnswer::Hit(p) if matches!(p.source(), TierId::L2(_))));
     held.gets.lock().extend(rest);
     held.serve();
     assert_eq!(loading.next().await.unwrap().0, 1);

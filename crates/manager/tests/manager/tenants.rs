@@ -3,7 +3,7 @@
 use crate::common::{CHUNK, Held, SECOND, keys_of, layouts, manager, store};
 use kvstrata_core::{ErrorKind, KeyMask};
 use kvstrata_l2::TenantUsage;
-use kvstrata_manager::{Grant, Manager, Options, Reserved, Source};
+use kvstrata_manager::{Grant, Manager, Options, Reserved, TierId};
 
 const ISOLATED: [&str; 3] = ["IsolatedLRU", "default", "default"];
 
@@ -12,15 +12,15 @@ fn chunks(n: usize) -> u64 {
 }
 
 fn held_by(m: &Manager, salt: &str) -> usize {
-    let tenants = m.tenants(Source::L1).unwrap();
+    let tenants = m.tenants(TierId::L1).unwrap();
     tenants.iter().find(|t| t.salt == salt).map_or(0, |t| t.used as usize / CHUNK)
 }
 
 #[tokio::test]
 async fn a_flood_never_evicts_another_tenant_below_its_quota() {
     let m = manager(12, 0, ISOLATED, Options::default());
-    m.set_quota(Source::L1, "a", Some(chunks(4))).unwrap();
-    m.set_quota(Source::L1, "b", Some(chunks(6))).unwrap();
+    m.set_quota(TierId::L1, "a", Some(chunks(4))).unwrap();
+    m.set_quota(TierId::L1, "b", Some(chunks(6))).unwrap();
     assert_eq!(store(&m, &keys_of("a", 1, 4)), 4);
     // b takes what is free, beyond its quota, and gives that back first.
     for chain in 2..40 {
@@ -41,14 +41,14 @@ async fn a_flood_never_evicts_another_tenant_below_its_quota() {
 #[tokio::test]
 async fn a_tenant_whose_room_is_all_promised_to_others_is_refused() {
     let m = manager(4, 0, ISOLATED, Options::default());
-    m.set_quota(Source::L1, "a", Some(chunks(4))).unwrap();
+    m.set_quota(TierId::L1, "a", Some(chunks(4))).unwrap();
     assert_eq!(store(&m, &keys_of("a", 1, 4)), 4);
     let rq = m.request(SECOND);
     let r = m.try_reserve(&rq, &keys_of("new", 1, 1), &KeyMask::all(1), &layouts(), Grant::Whole);
     assert!(matches!(&r[0], Reserved::Refused(e) if e.kind() == ErrorKind::NoSpace), "{r:?}");
     assert_eq!((held_by(&m, "a"), m.usage().stats.evicted), (4, 0));
     // The promise ends with the quota.
-    m.set_quota(Source::L1, "a", None).unwrap();
+    m.set_quota(TierId::L1, "a", None).unwrap();
     assert_eq!(store(&m, &keys_of("new", 1, 1)), 1);
     assert_eq!((held_by(&m, "a"), held_by(&m, "new")), (3, 1));
 }
@@ -59,7 +59,7 @@ async fn without_a_quota_the_default_applies_and_none_means_sharing() {
     store(&m, &keys_of("a", 1, 3));
     store(&m, &keys_of("b", 1, 3));
     assert_eq!((held_by(&m, "a"), held_by(&m, "b")), (3, 3), "nobody has a quota, and nobody is wiped");
-    m.set_default_quota(Source::L1, Some(chunks(2))).unwrap();
+    m.set_default_quota(TierId::L1, Some(chunks(2))).unwrap();
     assert_eq!((held_by(&m, "a"), held_by(&m, "b")), (3, 3), "a change drops nothing");
     store(&m, &keys_of("c", 1, 2));
     assert_eq!((held_by(&m, "a"), held_by(&m, "b"), held_by(&m, "c")), (2, 2, 2));
@@ -68,27 +68,27 @@ async fn without_a_quota_the_default_applies_and_none_means_sharing() {
 #[tokio::test]
 async fn quotas_are_listed_with_what_is_used_and_strangers_are_forgotten() {
     let m = manager(2, 0, ISOLATED, Options::default());
-    m.set_quota(Source::L1, "b", Some(chunks(1))).unwrap();
+    m.set_quota(TierId::L1, "b", Some(chunks(1))).unwrap();
     store(&m, &keys_of("a", 1, 1));
     let row = |salt: &str, used, quota| TenantUsage { salt: salt.into(), used, quota };
-    assert_eq!(m.tenants(Source::L1).unwrap(), [row("a", chunks(1), None), row("b", 0, Some(chunks(1)))]);
-    m.set_quota(Source::L1, "b", None).unwrap();
-    m.set_quota(Source::L1, "nobody", None).unwrap();
+    assert_eq!(m.tenants(TierId::L1).unwrap(), [row("a", chunks(1), None), row("b", 0, Some(chunks(1)))]);
+    m.set_quota(TierId::L1, "b", None).unwrap();
+    m.set_quota(TierId::L1, "nobody", None).unwrap();
     m.delete(&m.request(SECOND), &keys_of("a", 1, 1)).await;
-    assert_eq!(m.tenants(Source::L1).unwrap(), []);
+    assert_eq!(m.tenants(TierId::L1).unwrap(), []);
 }
 
 #[tokio::test]
 async fn a_tier_without_quotas_says_what_it_would_take() {
     let m = manager(2, 0, ["LRU", "default", "default"], Options::default());
-    let e = m.set_quota(Source::L1, "a", Some(1)).unwrap_err();
+    let e = m.set_quota(TierId::L1, "a", Some(1)).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unsupported);
     assert!(e.to_string().contains("LRU") && e.to_string().contains("IsolatedLRU"), "{e}");
     store(&m, &keys_of("a", 1, 2));
     assert_eq!(held_by(&m, "a"), 2, "usage is counted all the same");
     let id = m.add_adapter(Held::new("h").adapter(), 1).unwrap();
-    let e = m.set_quota(Source::L2(id), "a", Some(1)).unwrap_err();
+    let e = m.set_quota(TierId::L2(id), "a", Some(1)).unwrap_err();
     assert!(e.to_string().contains("(tier: h)"), "{e}");
-    let e = m.tenants(Source::L2(kvstrata_manager::L2Id(77))).unwrap_err();
+    let e = m.tenants(TierId::L2(kvstrata_manager::L2Id(77))).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::NotFound);
 }
