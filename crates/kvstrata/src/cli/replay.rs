@@ -99,6 +99,9 @@ struct Figures {
     l2_hit_blocks_after_restart: Option<u64>,
     policy: String,
     admission: String,
+    /// Policies that panicked, and with them what is out of service.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    faults: Vec<String>,
 }
 
 /// The replay in progress.
@@ -298,6 +301,7 @@ impl Replay {
         f.stored_bytes += usage.stats.committed_bytes;
         f.evicted_blocks += usage.stats.evicted;
         f.declined_stores += usage.stats.store_gave_up;
+        f.faults.extend(usage.faults.iter().map(|f| format!("{} policy: {}", f.part.name(), f.panic)));
         f.pins_left += (usage.pinned + usage.reserved) as u64 + usage.staging.buffers;
         for checks in usage.adapters.iter().map(|a| a.checks) {
             f.unverified_loads +=
@@ -355,5 +359,6 @@ fn print(f: &Figures) {
     }
     rows.push(("wrong bytes", f.wrong_bytes.to_string()));
     rows.push(("pins left", f.pins_left.to_string()));
+    rows.extend(f.faults.iter().map(|fault| ("out of service", fault.clone())));
     report::table(&rows);
 }
