@@ -59,6 +59,7 @@
 //! Architecture invariant: no concrete backend is known here, and nothing below knows this crate.
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod fault;
 mod guard;
 mod index;

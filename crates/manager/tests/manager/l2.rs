@@ -11,7 +11,7 @@ use kvstrata_manager::{
 };
 use parking_lot::Mutex;
 
-const CACHE: [&str; 3] = ["lru", "default", "default"];
+pub(crate) const CACHE: [&str; 3] = ["lru", "default", "default"];
 const RETAIN: [&str; 3] = ["lru", "default", "retain"];
 const BUFFER: [&str; 3] = ["noop", "skip_l1", "default"];
 
@@ -26,7 +26,7 @@ fn shared(keys: &[ObjectKey]) -> Keys {
 }
 
 #[derive(Default)]
-struct Calls(Mutex<Vec<String>>);
+pub(crate) struct Calls(pub(crate) Mutex<Vec<String>>);
 
 impl StoredHook for Calls {
     fn stored(&self, key: &ObjectKey) {
@@ -34,7 +34,7 @@ impl StoredHook for Calls {
     }
 }
 
-fn store_with(m: &Manager, keys: &[ObjectKey], hook: &Arc<Calls>) {
+pub(crate) fn store_with(m: &Manager, keys: &[ObjectKey], hook: &Arc<Calls>) {
     let rq = m.request(SECOND);
     let all = KeyMask::all(keys.len());
     let filled =
@@ -505,67 +505,6 @@ async fn a_store_that_ends_after_a_clear_and_a_delete_is_undone() {
     settle().await;
     assert_eq!(*removing.removed.lock(), k[..1], "what was deleted is taken away again, and nothing else");
     assert_eq!((m.usage().cache.used, m.usage().pinned), (0, 0));
-}
-
-// ---- admission ---------------------------------------------------------------------------------------------------------
-
-#[tokio::test]
-async fn what_is_not_admitted_passes_through_to_l2_and_evicts_nobody() {
-    let held = Held::new("h");
-    let m = crate::common::admitting("second_sighting", 2, 4, CACHE, Options::default());
-    m.add_adapter(held.adapter(), 1).unwrap();
-    let hook = Arc::<Calls>::default();
-    store(&m, &keys(1, 2));
-    settle().await;
-    held.accept();
-    let new = keys(2, 2);
-    store_with(&m, &new, &hook);
-    settle().await;
-    assert_eq!((m.usage().stats.evicted, m.usage().staging.buffers, m.usage().resident), (0, 2, 4));
-    assert_eq!(held.accept(), 2);
-    let u = m.usage();
-    assert_eq!((u.resident, u.staging.used, u.stats.lost, hook.0.lock().len()), (2, 0, 0, 2));
-    // A later request for it brings it in.
-    let rq = m.request(SECOND);
-    store(&m, &new);
-    settle().await;
-    held.accept();
-    assert_eq!((m.usage().resident, m.usage().stats.evicted), (2, 2));
-    assert_eq!(m.read(&rq, &new).mask().count(), 2);
-}
-
-#[tokio::test]
-async fn without_an_l2_what_is_not_admitted_is_not_even_written() {
-    let m = crate::common::admitting("second_sighting", 2, 0, CACHE, Options::default());
-    store(&m, &keys(1, 2));
-    let rq = m.request(SECOND);
-    let new = keys(2, 2);
-    m.read(&rq, &new);
-    let r = m.try_reserve(&rq, &new, &KeyMask::all(2), &layouts(), Grant::Whole);
-    assert!(r.iter().all(|r| matches!(r, Reserved::NotAdmitted)), "{r:?}");
-    assert_eq!((m.usage().stats.not_admitted, m.usage().stats.evicted), (2, 0));
-}
-
-#[tokio::test]
-async fn a_whole_batch_needs_cache_for_what_is_admitted_and_staging_for_the_rest() {
-    let held = Held::new("h");
-    let m = crate::common::admitting("second_sighting", 2, 4, CACHE, Options::default());
-    m.add_adapter(held.adapter(), 1).unwrap();
-    let rq = m.request(SECOND);
-    store(&m, &keys(1, 2));
-    settle().await;
-    held.accept();
-    let whole = |n| {
-        let new = keys(2, n);
-        m.try_reserve(&rq, &new, &KeyMask::all(new.len()), &layouts(), Grant::Whole)
-    };
-    let r = whole(4);
-    assert!(r.iter().all(|r| matches!(r, Reserved::Granted(_))), "all of it passes through: {r:?}");
-    drop(r);
-    let r = whole(5);
-    assert!(r.iter().all(|r| matches!(r, Reserved::Refused(_))), "more than the staging budget: {r:?}");
-    assert_eq!((m.usage().reserved, m.usage().staging.used, m.usage().stats.evicted), (0, 0, 0));
-    assert_eq!(m.usage().resident, 2);
 }
 
 // ---- adapters come and go --------------------------------------------------------------------------------------------

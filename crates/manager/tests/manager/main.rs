@@ -1,5 +1,6 @@
 //! The manager from outside: L1 alone, and the way to L2 and back.
 
+mod admission;
 mod common;
 mod l1;
 mod l2;
