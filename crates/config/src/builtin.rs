@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::adapters::AdapterSettings;
 use crate::registry::{AdapterFactory, BuildContext, DecoratorFactory, Registry};
+use crate::size::ByteSize;
 use crate::warning::Warning;
 
 pub(crate) fn register(registry: Registry) -> Registry {
@@ -45,6 +46,32 @@ fn key_at(text: &str, line: usize) -> Option<&str> {
     let before: Vec<&str> = text.lines().take(line).collect();
     let key = before.iter().rev().find_map(|l| l.strip_prefix("  \""))?;
     key.split_once("\":").map(|(key, _)| key)
+}
+
+/// The settings with the sizes that are texts (`"512MiB"`) as numbers of GiB: those under `keys`, and all those in the
+/// objects under `maps`.
+fn sizes_in_gib(
+    settings: &AdapterSettings,
+    keys: &[&'static str],
+    maps: &[&'static str],
+) -> Result<AdapterSettings> {
+    let mut all = settings.keys().clone();
+    let gib = |key: &'static str, value: &mut Value| -> Result<()> {
+        if let Value::String(text) = value {
+            let size = ByteSize::parse_in(text, 1 << 30)
+                .map_err(|e| Error::invalid("read adapter settings", e.to_string()).with(key, &*text))?;
+            *value = size.gib().into();
+        }
+        Ok(())
+    };
+    for &key in keys {
+        all.get_mut(key).map_or(Ok(()), |value| gib(key, value))?;
+    }
+    for &map in maps {
+        let sizes = all.get_mut(map).and_then(Value::as_object_mut);
+        sizes.into_iter().flatten().try_for_each(|(_, value)| gib(map, value))?;
+    }
+    Ok(all.into())
 }
 
 /// Chunks in this process's memory, with a capacity and a ceiling on its bandwidth.
@@ -87,6 +114,7 @@ struct FsFactory;
 
 impl FsFactory {
     fn config(settings: &AdapterSettings, name: &str) -> Result<FsConfig> {
+        let settings = &sizes_in_gib(settings, &["default_quota_gb"], &["quotas"])?;
         let config: FsConfig = read(settings, Some(name))?;
         config.validate()?;
         Ok(config)
@@ -108,6 +136,8 @@ impl AdapterFactory for FsFactory {
             "relative_tmp_dir",
             "eviction_policy",
             "eviction",
+            "quotas",
+            "default_quota_gb",
             "sync",
             "no_atime",
         ]

@@ -267,7 +267,15 @@ async fn fs_settings_are_checked_and_what_does_nothing_is_said() {
         said(r#","max_capacity_gb":1,"eviction":{"eviction_policy":"LRU","eviction_ratio":0.2}"#),
         ["eviction.eviction_ratio"]
     );
+    let promised =
+        r#","max_capacity_gb":1,"eviction_policy":"IsolatedLRU","quotas":{"a":0.5,"b":"256MiB","":"1"}"#;
+    assert_eq!(said(&format!(r#"{promised},"default_quota_gb":"1MiB""#)), [""; 0]);
     for (more, says) in [
+        (r#","max_capacity_gb":1,"quotas":{"a":1}"#, "IsolatedLRU"),
+        (r#","eviction_policy":"IsolatedLRU","quotas":{"a":-1}"#, "quotas"),
+        (r#","eviction_policy":"IsolatedLRU","quotas":{"a":"-1MiB"}"#, "negative (quotas: -1MiB"),
+        (r#","eviction_policy":"IsolatedLRU","quotas":{"a":"much"}"#, "quotas: much"),
+        (r#","eviction_policy":"IsolatedLRU","default_quota_gb":"1XB""#, "default_quota_gb: 1XB"),
         (r#","max_capacity_gb":-1"#, "max_capacity_gb"),
         (r#","num_workers":0"#, "num_workers"),
         (r#","use_odirct":true"#, "nearest is use_odirect"),

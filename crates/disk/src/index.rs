@@ -1,13 +1,19 @@
 //! What is in the store, and how many bytes it takes: no I/O in here.
 
+mod room;
+mod tenants;
+
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use kvstrata_core::{KeyScope, ObjectKey, encode};
-use kvstrata_evict::{Access, Entry as PolicyEntry, EvictionPolicy, Removal, Slot, TenantId};
+use kvstrata_evict::{Access, Contained, Entry as PolicyEntry, EvictionPolicy, Removal, Slot, TenantId};
 use kvstrata_l2::Found;
+
+use room::weight;
+pub(crate) use room::{Asker, Room, Victim};
+use tenants::Tenants;
 
 /// Fingerprints are uniform already: their low half is the hash.
 #[derive(Default)]
@@ -62,28 +68,9 @@ pub(crate) struct Object {
 #[derive(Debug)]
 struct SlotState {
     object: Object,
+    tenant: TenantId,
     pins: u32,
     state: State,
-}
-
-/// An object that has to leave the device.
-#[derive(Debug)]
-pub(crate) struct Victim {
-    pub(crate) key: ObjectKey,
-    pub(crate) charge: u64,
-}
-
-/// The answer to a reservation.
-#[derive(Debug)]
-pub(crate) enum Room {
-    /// The bytes are set aside.
-    Ready,
-    /// These bad objects in quarantine go first; then ask again.
-    Purge(Vec<(std::ffi::OsString, u64)>),
-    /// These are no longer found; their keys are held until they are off the device, and then [`Index::settle`] is told.
-    Evict { victims: Vec<Victim>, added: u64 },
-    /// Everything is in use, or it can never fit.
-    Full,
 }
 
 /// The objects, the policy's view of them, the keys somebody works on, and the bytes.
@@ -91,13 +78,15 @@ pub(crate) struct Index<W> {
     by_print: ByPrint<u32>,
     slots: Vec<Option<SlotState>>,
     free: Vec<u32>,
-    policy: Box<dyn EvictionPolicy>,
+    policy: Contained<dyn EvictionPolicy>,
+    /// What it is called; a policy that has panicked is not asked any more.
+    policy_name: &'static str,
     /// Keys that are being written, evicted or removed, with those who wait for their turn.
     held: ByPrint<VecDeque<W>>,
     scopes: HashMap<Vec<u8>, Arc<KeyScope>>,
     /// The scope that was interned last: usually the next one too.
     last_scope: Option<Arc<KeyScope>>,
-    tenants: HashMap<Box<str>, TenantId>,
+    tenants: Tenants,
     quarantined: VecDeque<(std::ffi::OsString, u64)>,
     requests: u64,
     uses: u64,
@@ -109,24 +98,23 @@ pub(crate) struct Index<W> {
     pub(crate) evicted: u64,
 }
 
-/// The policy counts in 4 KiB units, so that objects above 4 GiB have a weight.
-const UNIT: u64 = 4096;
-
-fn weight(charge: u64) -> NonZeroU32 {
-    NonZeroU32::new(u32::try_from(charge.div_ceil(UNIT)).unwrap_or(u32::MAX)).unwrap_or(NonZeroU32::MIN)
-}
-
 impl<W> Index<W> {
     pub(crate) fn new(policy: Box<dyn EvictionPolicy>, capacity: Option<u64>) -> Self {
+        let mut policy = Contained::new(policy);
+        let policy_name = policy.name();
+        if let Some(capacity) = capacity {
+            policy.set_capacity(capacity / room::UNIT);
+        }
         Self {
             by_print: ByPrint::default(),
             slots: Vec::new(),
             free: Vec::new(),
             policy,
+            policy_name,
             held: ByPrint::default(),
             scopes: HashMap::new(),
             last_scope: None,
-            tenants: HashMap::new(),
+            tenants: Tenants::default(),
             quarantined: VecDeque::new(),
             requests: 0,
             uses: 0,
@@ -214,14 +202,15 @@ impl<W> Index<W> {
         self.uses += 1;
         object.used_at = self.uses;
         object.key = self.interned(&object.key);
+        let tenant = self.tenants.takes(object.key.scope().salt(), object.charge);
         let entry = PolicyEntry {
             slot: Slot(0),
             print: object.key.fingerprint() as u64,
             weight: weight(object.charge),
             parent: None,
-            tenant: self.tenant(object.key.scope().salt()),
+            tenant,
         };
-        let held = Some(SlotState { object, pins: 0, state });
+        let held = Some(SlotState { object, tenant, pins: 0, state });
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.slots[slot as usize] = held;
@@ -249,24 +238,13 @@ impl<W> Index<W> {
         if Arc::ptr_eq(scope, key.scope()) { key.clone() } else { ObjectKey::new(scope, *key.hash()) }
     }
 
-    fn tenant(&mut self, salt: &str) -> TenantId {
-        if salt.is_empty() {
-            return TenantId(0);
-        }
-        let next = TenantId(self.tenants.len() as u32 + 1);
-        match self.tenants.get(salt) {
-            Some(id) => *id,
-            None => *self.tenants.entry(salt.into()).or_insert(next),
-        }
-    }
-
     /// The object can be found from now on.
     pub(crate) fn publish(&mut self, slot: u32, generation: u64) {
         let s = self.at_mut(slot);
         s.state = State::Resident;
         s.object.generation = generation;
         let print = s.object.key.fingerprint();
-        self.policy.unpin(Slot(slot));
+        // Its pin is from now on that of the hold under which it was written.
         let before = self.by_print.insert(print, slot);
         debug_assert!(before.is_none(), "whoever publishes removed the old object first");
     }
@@ -274,6 +252,9 @@ impl<W> Index<W> {
     /// The object was not written.
     pub(crate) fn give_up(&mut self, slot: u32) {
         self.policy.remove(Slot(slot), Removal::Deleted);
+        let s = self.at(slot);
+        let (tenant, charge) = (s.tenant, s.object.charge);
+        self.tenants.gives(tenant, charge);
         self.release(slot);
     }
 
@@ -293,8 +274,9 @@ impl<W> Index<W> {
         self.policy.remove(Slot(slot), why);
         let s = self.at_mut(slot);
         s.state = State::Gone;
-        let object = s.object.clone();
-        if s.pins == 0 {
+        let (object, tenant, pins) = (s.object.clone(), s.tenant, s.pins);
+        self.tenants.gives(tenant, object.charge);
+        if pins == 0 {
             self.release(slot);
         }
         self.by_print.remove(&object.key.fingerprint());
@@ -320,15 +302,17 @@ impl<W> Index<W> {
 
     // --- who works on a key --------------------------------------------------------------------------------------
 
-    /// Takes the right to write, evict or remove a key, if nobody has it.
+    /// Takes the right to write, evict or remove a key, if nobody has it. As long as somebody does, its object is not
+    /// evicted.
     pub(crate) fn hold(&mut self, print: u128) -> bool {
         match self.held.entry(print) {
-            hashbrown::hash_map::Entry::Occupied(_) => false,
-            hashbrown::hash_map::Entry::Vacant(free) => {
-                free.insert(VecDeque::new());
-                true
-            }
+            hashbrown::hash_map::Entry::Occupied(_) => return false,
+            hashbrown::hash_map::Entry::Vacant(free) => drop(free.insert(VecDeque::new())),
         }
+        if let Some(slot) = self.by_print.get(&print) {
+            self.policy.pin(Slot(*slot));
+        }
+        true
     }
 
     /// Waits for a key that somebody holds.
@@ -344,6 +328,9 @@ impl<W> Index<W> {
         let next = self.held.get_mut(&print)?.pop_front();
         if next.is_none() {
             self.held.remove(&print);
+            if let Some(slot) = self.by_print.get(&print) {
+                self.policy.unpin(Slot(*slot));
+            }
         }
         next
     }
@@ -351,107 +338,6 @@ impl<W> Index<W> {
     /// The fan-out directories of the keys somebody works on: the first two bytes of their fingerprints.
     pub(crate) fn held_dirs(&self) -> impl Iterator<Item = [u8; 2]> {
         self.held.keys().map(|print| *print.to_le_bytes().first_chunk().expect("16 bytes"))
-    }
-
-    // --- bytes ---------------------------------------------------------------------------------------------------
-
-    pub(crate) fn used(&self) -> u64 {
-        self.used
-    }
-
-    pub(crate) fn overhead(&self) -> u64 {
-        self.overhead
-    }
-
-    /// The bytes above the limit.
-    pub(crate) fn excess(&self) -> u64 {
-        self.capacity.map_or(0, |capacity| (self.used + self.overhead).saturating_sub(capacity))
-    }
-
-    /// Directories were made or removed, or another file of the store's own.
-    pub(crate) fn overhead_grown(&mut self, by: i64) {
-        self.overhead = self.overhead.saturating_add_signed(by);
-    }
-
-    pub(crate) fn capacity(&self) -> Option<u64> {
-        self.capacity
-    }
-
-    /// Sets `need` bytes aside, or says what has to go first.
-    pub(crate) fn reserve(&mut self, need: u64) -> Room {
-        let Some(capacity) = self.capacity else {
-            self.used += need;
-            return Room::Ready;
-        };
-        let free = capacity.saturating_sub(self.used + self.overhead);
-        if need <= free {
-            self.used += need;
-            return Room::Ready;
-        }
-        if !self.quarantined.is_empty() {
-            let mut purge = Vec::new();
-            let mut bytes = 0;
-            while let Some(bad) = self.quarantined.pop_front_if(|_| bytes < need - free) {
-                bytes += bad.1;
-                purge.push(bad);
-            }
-            return Room::Purge(purge);
-        }
-        // What exceeds the capacity already (found at the start) goes too.
-        let short = self.used + self.overhead + need - capacity;
-        match self.evict(short) {
-            None => Room::Full,
-            Some((victims, freed)) => {
-                let added = need.saturating_sub(freed);
-                self.used += added;
-                Room::Evict { victims, added }
-            }
-        }
-    }
-
-    /// Detaches and holds victims worth at least `bytes`, if there are enough.
-    pub(crate) fn evict(&mut self, bytes: u64) -> Option<(Vec<Victim>, u64)> {
-        let mut slots = Vec::new();
-        self.policy.victims(bytes.div_ceil(UNIT), &mut slots);
-        let freed: u64 = slots.iter().map(|s| self.at(s.0).object.charge).sum();
-        if freed < bytes {
-            return None;
-        }
-        self.evicted += slots.len() as u64;
-        let victims = slots.into_iter().map(|s| {
-            let object = self.detach(s.0, Removal::Evicted);
-            let held = self.hold(object.key.fingerprint());
-            debug_assert!(held, "objects of held keys are pinned");
-            Victim { key: object.key, charge: object.charge }
-        });
-        Some((victims.collect(), freed))
-    }
-
-    /// After [`Room::Evict`]: `freed` bytes are off the device. Whether the reservation of `need` stands; it does unless
-    /// victims could not be removed.
-    pub(crate) fn settle(&mut self, need: u64, added: u64, freed: u64) -> bool {
-        self.used = self.used + (need - added) - freed;
-        let stands = self.excess() == 0;
-        if !stands {
-            self.used -= need;
-        }
-        stands
-    }
-
-    /// Bytes that are off the device, or were set aside in vain.
-    pub(crate) fn free(&mut self, bytes: u64) {
-        debug_assert!(bytes <= self.used, "more bytes freed than used");
-        self.used = self.used.saturating_sub(bytes);
-    }
-
-    /// Bytes that are on the device whether or not they were asked for.
-    pub(crate) fn charge(&mut self, bytes: u64) {
-        self.used += bytes;
-    }
-
-    /// A bad object lies in quarantine and takes bytes that are counted already.
-    pub(crate) fn quarantine(&mut self, name: std::ffi::OsString, bytes: u64) {
-        self.quarantined.push_back((name, bytes));
     }
 }
 

@@ -9,7 +9,7 @@
 //! ```
 //! use std::sync::Arc;
 //! use kvstrata_core::{ChunkHash, KeyScope, KvRank, Layout, ObjectKey};
-//! use kvstrata_disk::{Begin, Durability, HEADER_BYTES, NewObject, Settings, Store, Wanted, Writer};
+//! use kvstrata_disk::{Begin, Durability, HEADER_BYTES, NewObject, Quotas, Settings, Store, Wanted, Writer};
 //! use kvstrata_io::{Disk, OsDisk, OsOptions};
 //!
 //! let dir = tempfile::tempdir()?;
@@ -19,6 +19,7 @@
 //!     tmp: None,
 //!     capacity: Some(1 << 20),
 //!     policy: kvstrata_evict::by_name("LRU")?,
+//!     quotas: Quotas::default(),
 //!     durability: Durability::None,
 //!     direct: Wanted::Off,
 //!     no_atime: Wanted::Try,
@@ -34,9 +35,9 @@
 //! claim.reserve()?;
 //! let created = claim.create()?;
 //! disk.write_all_at(&created.file, HEADER_BYTES, b"bytes")?;
-//! assert!(store.probe(&[key.clone()])[0].is_none(), "not published yet");
+//! assert!(store.probe(&[key.clone()])?[0].is_none(), "not published yet");
 //! claim.publish(created)?;
-//! assert_eq!(store.probe(&[key])[0].unwrap().len, 5);
+//! assert_eq!(store.probe(&[key])?[0].unwrap().len, 5);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -67,5 +68,5 @@ pub use listing::list;
 pub use load::{Fault as LoadFault, Opened, Pin};
 pub use manifest::Manifest;
 pub use put::{Begin, Claim, Created};
-pub use settings::{Durability, Settings, StoreStats, Wanted, Writer};
+pub use settings::{Durability, Quotas, Settings, StoreStats, Wanted, Writer};
 pub use store::{Hold, NewObject, Store};

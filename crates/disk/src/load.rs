@@ -44,10 +44,17 @@ pub struct Opened<D: Disk> {
 
 impl<D: Disk> Store<D> {
     /// Finds objects and pins them, in one short critical section. The answers are in the order of the keys.
-    pub fn pin(self: &Arc<Self>, wanted: &[(ObjectKey, LayoutId)]) -> Vec<Result<Pin<D>, Miss>> {
+    ///
+    /// # Errors
+    /// [`Self::fault`].
+    pub fn pin(
+        self: &Arc<Self>,
+        wanted: &[(ObjectKey, LayoutId)],
+    ) -> kvstrata_core::Result<Vec<Result<Pin<D>, Miss>>> {
         let mut out: Vec<_> = wanted.iter().map(|_| Err(Miss::Absent)).collect();
         {
             let mut index = self.index.lock();
+            self.in_service(&index)?;
             let request = index.request();
             // Tail first: within a request the last chunk is the first to go.
             for (at, (key, layout)) in wanted.iter().enumerate().rev() {
@@ -65,7 +72,7 @@ impl<D: Disk> Store<D> {
             }
         }
         out.iter().filter_map(|o| o.as_ref().err()).for_each(|m| self.missed(*m));
-        out
+        Ok(out)
     }
 
     fn missed(&self, miss: Miss) {

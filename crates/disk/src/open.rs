@@ -15,7 +15,7 @@ use crate::modes::Modes;
 use crate::names::{LOCK, MANIFEST, QUARANTINE, TMP, is_lmcache_fs_name, parse_fan, temp_name};
 use crate::settings::Counts;
 use crate::store::Store;
-use crate::{Manifest, Settings};
+use crate::{Manifest, Quotas, Settings};
 
 const OP: &str = "open store";
 /// What a store needs before it holds anything: its manifest, its directories, one object.
@@ -42,6 +42,9 @@ impl<D: Disk> Store<D> {
     /// - `Unsupported` if something required does not work here; `NoSpace`, `Io` as the device says.
     pub fn open(disk: Arc<D>, settings: Settings) -> Result<Arc<Self>> {
         let tmp = check_tmp(&settings)?;
+        let mut index = Index::new(settings.policy, settings.capacity);
+        promise(&mut index, &settings.quotas)?;
+        let keeps_quotas = index.keeps_quotas();
         let before = look(&*disk, &settings.root)?;
         let mut manifest = before.manifest.clone().unwrap_or_else(|| Manifest {
             // 64 bits of the caller's draw and the process: enough to tell the stores of a fleet apart.
@@ -52,7 +55,7 @@ impl<D: Disk> Store<D> {
         for namespace in &settings.namespaces {
             changed |= manifest.add(namespace).map_err(|e| e.with("path", settings.root.display()))?;
         }
-        let block = check_space(&*disk, &settings, before.manifest.is_none())?;
+        let block = check_space(&*disk, &settings.root, settings.capacity, before.manifest.is_none())?;
 
         let root_io = |e: io::Error, at: &Path| Error::io(OP, e).with("base_path", at.display());
         disk.create_dir_all(&settings.root).map_err(|e| root_io(e, &settings.root))?;
@@ -82,7 +85,7 @@ impl<D: Disk> Store<D> {
         let modes = Modes::new(settings.direct, settings.no_atime);
         let serial = AtomicU64::new(0);
         let temp = |n| tmp.join(temp_name(settings.writer.pid, settings.writer.id, n));
-        probe(&*disk, &modes, &temp(0), &settings, before.manifest.is_none())?;
+        probe(&*disk, &modes, &temp(0), &settings.root, before.manifest.is_none())?;
         modes.require(settings.direct, settings.no_atime)?;
         serial.store(2, std::sync::atomic::Ordering::Relaxed);
         if changed {
@@ -92,7 +95,6 @@ impl<D: Disk> Store<D> {
 
         let costs = disk.metadata(&tmp).map_err(|e| root_io(e, &tmp))?.allocated > 0;
         let keep = settings.capacity.map_or(u64::MAX, |c| c / 64);
-        let mut index = Index::new(settings.policy, settings.capacity);
         for fixed in
             [&settings.root, &tmp, &quarantine, &settings.root.join(LOCK), &settings.root.join(MANIFEST)]
         {
@@ -105,6 +107,8 @@ impl<D: Disk> Store<D> {
             tmp,
             block,
             index: Mutex::new(index),
+            keeps_quotas,
+            fault_said: AtomicBool::new(false),
             modes,
             counts: Counts::default(),
             manifest: Mutex::new(manifest),
@@ -154,6 +158,21 @@ fn check_tmp(settings: &Settings) -> Result<PathBuf> {
     Ok(settings.root.join(tmp))
 }
 
+/// Tells the policy what tenants are promised, before it hears of any object.
+fn promise<W>(index: &mut Index<W>, quotas: &Quotas) -> Result<()> {
+    let asked = [("quotas", !quotas.own.is_empty()), ("default_quota", quotas.default.is_some())];
+    if let Some((field, _)) = asked.into_iter().find(|(_, asked)| *asked && !index.keeps_quotas()) {
+        return Err(invalid(
+            field,
+            index.policy_name(),
+            "this eviction policy does not keep tenants apart; IsolatedLRU does",
+        ));
+    }
+    index.set_default_quota(quotas.default);
+    quotas.own.iter().for_each(|(salt, bytes)| index.set_quota(salt, Some(*bytes)));
+    index.fault().map_or(Ok(()), Err)
+}
+
 fn look<D: Disk>(disk: &D, root: &Path) -> Result<Before> {
     // Listing follows links, so that a base_path may be one.
     let entries = match disk.list(root) {
@@ -190,21 +209,21 @@ fn look<D: Disk>(disk: &D, root: &Path) -> Result<Before> {
 }
 
 /// Checks the capacity against the file system; returns the block size to account with.
-fn check_space<D: Disk>(disk: &D, settings: &Settings, new: bool) -> Result<u64> {
+fn check_space<D: Disk>(disk: &D, root: &Path, capacity: Option<u64>, new: bool) -> Result<u64> {
     // The root may not exist yet: what holds its nearest existing parent will hold it.
-    let mut at = settings.root.as_path();
+    let mut at = root;
     let space = loop {
         match disk.space(at) {
             Ok(space) => break space,
             Err(e) if e.kind() == io::ErrorKind::NotFound => match at.parent() {
                 Some(parent) if parent.as_os_str().is_empty() => at = Path::new("."),
                 Some(parent) => at = parent,
-                None => return Err(Error::io(OP, e).with("base_path", settings.root.display())),
+                None => return Err(Error::io(OP, e).with("base_path", root.display())),
             },
-            Err(e) => return Err(Error::io(OP, e).with("base_path", settings.root.display())),
+            Err(e) => return Err(Error::io(OP, e).with("base_path", root.display())),
         }
     };
-    if let Some(capacity) = settings.capacity {
+    if let Some(capacity) = capacity {
         if capacity < LEAST {
             return Err(invalid("capacity", capacity, "the capacity in bytes is at least 65536, or none"));
         }
@@ -216,7 +235,7 @@ fn check_space<D: Disk>(disk: &D, settings: &Settings, new: bool) -> Result<u64>
     }
     if new && space.total > 0 && space.available < LEAST {
         return Err(Error::new(ErrorKind::NoSpace, OP, "the file system is full")
-            .with("base_path", settings.root.display())
+            .with("base_path", root.display())
             .with("available", space.available));
     }
     let block = u64::from(space.block);
@@ -256,7 +275,7 @@ fn lock<D: Disk>(disk: &D, root: &Path) -> Result<(D::File, bool)> {
 }
 
 /// Tries on a file what the store will do with every object: write, read, and rename into the root.
-fn probe<D: Disk>(disk: &D, modes: &Modes, temp: &Path, settings: &Settings, new: bool) -> Result<()> {
+fn probe<D: Disk>(disk: &D, modes: &Modes, temp: &Path, root: &Path, new: bool) -> Result<()> {
     let tried = match modes.probe(disk, temp) {
         // A store that is full can still be read, and evicting makes room.
         Err(e) if !new && matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
@@ -264,19 +283,19 @@ fn probe<D: Disk>(disk: &D, modes: &Modes, temp: &Path, settings: &Settings, new
         }
         tried => Some(tried),
     };
-    let to = settings.root.join(temp.file_name().expect("a name"));
+    let to = root.join(temp.file_name().expect("a name"));
     let moved = tried.map(|t| t.map(|()| disk.rename_new(temp, &to)));
     drop(disk.unlink(temp));
     drop(disk.unlink(&to));
     match moved {
         None | Some(Ok(Ok(()))) => Ok(()),
-        Some(Err(e)) => Err(Error::io(OP, e).with("base_path", settings.root.display())),
+        Some(Err(e)) => Err(Error::io(OP, e).with("base_path", root.display())),
         Some(Ok(Err(e))) if e.kind() == io::ErrorKind::CrossesDevices => Err(invalid(
             "relative_tmp_dir",
             temp.parent().unwrap_or(temp).display(),
             "the temporary directory is on another file system than base_path",
         )),
-        Some(Ok(Err(e))) => Err(Error::io(OP, e).with("base_path", settings.root.display())),
+        Some(Ok(Err(e))) => Err(Error::io(OP, e).with("base_path", root.display())),
     }
 }
 

@@ -11,7 +11,7 @@ use kvstrata_io::{Disk, Open};
 use kvstrata_l2::Stored;
 
 use crate::fanout::Publish;
-use crate::index::{Object, Place};
+use crate::index::{Asker, Object, Place};
 use crate::names::{fan, leaf_path, object_path};
 use crate::recover::{Looked, look_at};
 use crate::settings::count;
@@ -70,6 +70,11 @@ impl<D: Disk> Store<D> {
         };
         let mut out: Vec<_> = objects.iter().map(|_| Begin::Busy).collect();
         let mut index = self.index.lock();
+        if let Err(e) = self.in_service(&index) {
+            drop(index);
+            objects.iter().for_each(|_| count(&self.counts.failed));
+            return objects.iter().map(|_| Begin::Refused(e.clone())).collect();
+        }
         let request = index.request();
         // Tail first: within a request the last chunk is the first to go.
         for (at, object) in objects.iter().enumerate().rev() {
@@ -141,6 +146,11 @@ impl<D: Disk> Hold<D> {
             }
         };
         let mut index = store.index.lock();
+        if let Err(e) = store.in_service(&index) {
+            drop(index);
+            count(&store.counts.failed);
+            return Begin::Refused(e);
+        }
         let request = index.request();
         let check = store.check(&mut index, object, &access(request, 0, 1));
         drop(index);
@@ -173,11 +183,12 @@ impl<D: Disk> Claim<D> {
     /// Sets the bytes aside, evicting what has to go. Blocks.
     ///
     /// # Errors
-    /// `NoSpace` if everything is in use or the object can never fit.
+    /// `NoSpace` if everything is in use or promised to other tenants, or the object can never fit; [`Store::fault`].
     pub fn reserve(&mut self) -> Result<()> {
         let store = Arc::clone(self.store());
         let need = self.charge + store.fanout.slack(self.object.key.fingerprint256(), store.block);
-        store.make_room(need)?;
+        let slot = self.slot.expect("not yet published");
+        store.make_room(need, Asker::Writes(slot))?;
         self.reserved = need;
         Ok(())
     }

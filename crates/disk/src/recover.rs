@@ -11,7 +11,7 @@ use kvstrata_io::{Disk, FileKind, IoEngine, Open};
 use kvstrata_l2::{Found, Miss};
 
 use crate::fanout::Leaf;
-use crate::index::{Object, Place};
+use crate::index::{Asker, Object, Place, Room};
 use crate::names::{QUARANTINE, SNAPSHOT, fan, is_temp_name, leaf_path, parse_fan, parse_object_name};
 use crate::settings::count;
 use crate::snapshot::{FileTime, Known, Snapshot};
@@ -29,6 +29,13 @@ pub(crate) enum Looked {
     /// Written by a later version: left alone.
     Unknown,
     Gone,
+}
+
+/// The order of use: as the snapshot knew it, then by time of writing.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Used(u64),
+    Written(FileTime),
 }
 
 /// Linux's errno for a medium that fails.
@@ -75,6 +82,7 @@ impl<D: Disk> Store<D> {
         let mut known = Known::from(self.read_snapshot());
         let mut unchanged = Vec::new();
         let mut scanned = Vec::new();
+        let mut ranked: Vec<(Rank, Object)> = Vec::new();
         for top in self.disk.list(&self.root).map_err(failed)? {
             let Some(t) = parse_fan(&top.name).filter(|_| top.kind == FileKind::Dir) else { continue };
             let path = self.root.join(fan(t));
@@ -92,25 +100,32 @@ impl<D: Disk> Store<D> {
                         unchanged.extend(objects);
                         n
                     }
-                    None => self.scan_leaf(t, l, &mut scanned).map_err(failed)?,
+                    None => {
+                        let n = self.scan_leaf(t, l, &mut scanned).map_err(failed)?;
+                        self.counts.recovered_scan.fetch_add(n as u64, Ordering::Relaxed);
+                        let uses = known.uses([t, l]);
+                        ranked.extend(scanned.drain(..).map(|(object, time)| {
+                            let used = uses.get(&(object.key.fingerprint(), object.generation));
+                            (used.map_or(Rank::Written(time), |at| Rank::Used(*at)), object)
+                        }));
+                        n
+                    }
                 };
                 let found = Leaf { objects: objects as u32, bytes: meta.allocated };
                 self.grown(self.fanout.found_leaf(t, l, found) as i64);
             }
         }
         self.counts.recovered_snapshot.store(unchanged.len() as u64, Ordering::Relaxed);
-        self.counts.recovered_scan.store(scanned.len() as u64, Ordering::Relaxed);
-        // The order of use: as it was known, then by time of writing.
-        unchanged.sort_by_key(|o| o.used_at);
-        scanned.sort_by_key(|(_, time)| *time);
+        ranked.extend(unchanged.into_iter().map(|o| (Rank::Used(o.used_at), o)));
+        ranked.sort_by_key(|(rank, _)| *rank);
         {
             let mut index = self.index.lock();
-            for object in unchanged.into_iter().chain(scanned.into_iter().map(|(o, _)| o)) {
+            for (_, object) in ranked {
                 let charge = self.charge(object.found.len);
                 index.recovered(Object { charge, ..object });
             }
         }
-        self.trim();
+        self.trim()?;
         let usage = self.usage();
         tracing::debug!(root = %self.root.display(), objects = usage.objects, bytes = usage.used, "store is open");
         Ok(())
@@ -178,19 +193,21 @@ impl<D: Disk> Store<D> {
         Ok(out.len() - before)
     }
 
-    fn trim(self: &Arc<Self>) {
-        let (victims, over) = {
-            let mut index = self.index.lock();
-            let over = index.excess();
-            if over == 0 {
-                return;
-            }
-            (index.evict(over), over)
-        };
-        tracing::info!(root = %self.root.display(), bytes = over, "the store holds more than its capacity; trimming");
-        if let Some((victims, _)) = victims {
-            self.evict(victims, |index, freed| index.free(freed));
+    /// Bad objects go before good ones. What the device does not delete stays counted, and the next ones are tried.
+    fn trim(self: &Arc<Self>) -> Result<()> {
+        let over = self.index.lock().excess();
+        if over > 0 {
+            tracing::info!(root = %self.root.display(), bytes = over, "the store holds more than its capacity; trimming");
         }
+        for _ in 0..8 {
+            let room = self.index.lock().shed();
+            match room {
+                Room::Purge(bad) => self.purge(bad),
+                Room::Evict { victims, .. } => self.evict(victims, |index, freed| index.free(freed)),
+                Room::Ready | Room::Full => break,
+            }
+        }
+        self.in_service(&self.index.lock())
     }
 
     // --- the snapshot --------------------------------------------------------------------------------------------
@@ -264,7 +281,7 @@ impl<D: Disk> Store<D> {
             let begun = self.disk.file_metadata(&file).map_err(io)?.modified.into();
             let bytes = self.take_snapshot(begun).map_err(io)?.encode();
             let need = (bytes.len() as u64).next_multiple_of(self.block);
-            self.make_room(need)?;
+            self.make_room(need, Asker::Store)?;
             *reserved = need;
             for (at, piece) in bytes.chunks(1 << 20).enumerate() {
                 self.disk.write_all_at(&file, (at << 20) as u64, piece).map_err(io)?;

@@ -42,6 +42,16 @@ pub struct Writer {
     pub id: u64,
 }
 
+/// What tenants (cache salts) are promised, in bytes. They may be changed while the store is open (`L2Quotas`); what is
+/// changed then is not kept.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Quotas {
+    /// For tenants without a quota of their own; `None`: they share what is left.
+    pub default: Option<u64>,
+    /// By salt.
+    pub own: Vec<(String, u64)>,
+}
+
 /// How a store is opened.
 #[derive(Debug)]
 pub struct Settings {
@@ -54,6 +64,8 @@ pub struct Settings {
     pub capacity: Option<u64>,
     /// Who goes first when the limit is reached.
     pub policy: Box<dyn EvictionPolicy>,
+    /// What tenants are promised; refused unless the policy keeps tenants apart.
+    pub quotas: Quotas,
     /// What a store waits for.
     pub durability: Durability,
     /// Bypassing the page cache.
@@ -81,6 +93,8 @@ macro_rules! counters {
             pub direct_write_refused: u64,
             /// Opens without access time that were refused; access times are updated since the first.
             pub no_atime_refused: u64,
+            /// 1 once the eviction policy has panicked: the store is out of service.
+            pub policy_panics: u64,
         }
 
         impl Counts {

@@ -91,6 +91,13 @@ impl Known {
         (*then == modified && then.settled_before(self.begun))
             .then(|| self.objects.remove(&dir).unwrap_or_default())
     }
+
+    /// When the objects of a directory were used, as far as they are those that the snapshot knew: that needs no trust in
+    /// times, an object's generation says it.
+    pub(crate) fn uses(&mut self, dir: [u8; 2]) -> HashMap<(u128, u64), u64> {
+        let known = self.objects.remove(&dir).unwrap_or_default();
+        known.into_iter().map(|o| ((o.key.fingerprint(), o.generation), o.used_at)).collect()
+    }
 }
 
 fn bad(what: &str) -> Error {

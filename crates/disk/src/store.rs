@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use kvstrata_core::{Digest, Error, ErrorKind, LayoutId, Namespace, ObjectKey, Result};
 use kvstrata_evict::{Access, Removal};
 use kvstrata_io::{Disk, IoEngine};
-use kvstrata_l2::{Found, ListPage, Miss, StoreUsage};
+use kvstrata_l2::{Found, L2Quotas, ListPage, Miss, StoreUsage, TenantUsage};
 use parking_lot::Mutex;
 
 use crate::fanout::{Fanout, Grown};
-use crate::index::{Index, Object, Room, Victim};
+use crate::index::{Asker, Index, Object, Room, Victim};
 use crate::modes::Modes;
 use crate::names::{QUARANTINE, object_name, temp_name};
 use crate::settings::{Counts, count};
@@ -53,6 +53,9 @@ pub struct Store<D: Disk> {
     pub(crate) tmp: PathBuf,
     pub(crate) block: u64,
     pub(crate) index: Mutex<Index<Waiter<D>>>,
+    pub(crate) keeps_quotas: bool,
+    /// Whether it was said that the store is out of service.
+    pub(crate) fault_said: AtomicBool,
     pub(crate) fanout: Fanout,
     pub(crate) modes: Modes,
     pub(crate) counts: Counts,
@@ -119,8 +122,30 @@ impl<D: Disk> Store<D> {
             direct_read_refused: self.modes.direct_read.refusals(),
             direct_write_refused: self.modes.direct_write.refusals(),
             no_atime_refused: self.modes.no_atime.refusals(),
+            policy_panics: self.fault().is_some().into(),
             ..self.counts.snapshot()
         }
+    }
+
+    /// Why the store is out of service, if it is: its eviction policy panicked, and nobody can tell any more what should
+    /// stay. Stores, loads and lookups are refused then; objects can be listed and removed, and the others lie untouched
+    /// until the store is opened anew.
+    pub fn fault(&self) -> Option<Error> {
+        self.in_service(&self.index.lock()).err()
+    }
+
+    pub(crate) fn in_service(&self, index: &Index<Waiter<D>>) -> Result<()> {
+        let Some(e) = index.fault() else { return Ok(()) };
+        let e = e.with("root", self.root.display());
+        if !self.fault_said.swap(true, Ordering::Relaxed) {
+            tracing::error!(error = %e, "the store is out of service until it is opened anew");
+        }
+        Err(e)
+    }
+
+    /// Whether the policy keeps tenants apart: then the store's [`L2Quotas`] have an effect.
+    pub fn keeps_quotas(&self) -> bool {
+        self.keeps_quotas
     }
 
     /// Describes a model's objects from now on.
@@ -138,9 +163,13 @@ impl<D: Disk> Store<D> {
     }
 
     /// Which keys are there, in order, in one short critical section.
-    pub fn probe(&self, keys: &[ObjectKey]) -> Vec<Option<Found>> {
+    ///
+    /// # Errors
+    /// [`Self::fault`].
+    pub fn probe(&self, keys: &[ObjectKey]) -> Result<Vec<Option<Found>>> {
         let mut out = Vec::with_capacity(keys.len());
         let mut index = self.index.lock();
+        self.in_service(&index)?;
         let request = index.request();
         for (at, key) in keys.iter().enumerate() {
             let found = index.find(key).map(|(_, object)| object.found);
@@ -149,7 +178,7 @@ impl<D: Disk> Store<D> {
             }
             out.push(found);
         }
-        out
+        Ok(out)
     }
 
     /// A page of what is there. The cursor is opaque.
@@ -187,10 +216,10 @@ impl<D: Disk> Store<D> {
     // --- room ----------------------------------------------------------------------------------------------------
 
     /// Sets bytes aside, evicting and deleting what has to go. Blocks.
-    pub(crate) fn make_room(self: &Arc<Self>, need: u64) -> Result<()> {
+    pub(crate) fn make_room(self: &Arc<Self>, need: u64, asker: Asker) -> Result<()> {
         // A reservation fails after an eviction only if the device would not delete; then the next victims are tried.
         for _ in 0..8 {
-            let room = self.index.lock().reserve(need);
+            let room = self.index.lock().reserve(need, asker);
             match room {
                 Room::Ready => return Ok(()),
                 Room::Purge(bad) => self.purge(bad),
@@ -202,6 +231,7 @@ impl<D: Disk> Store<D> {
                 Room::Full => break,
             }
         }
+        self.in_service(&self.index.lock())?;
         let usage = self.usage();
         Err(Error::new(ErrorKind::NoSpace, "store object", "the store is full and nothing can be evicted")
             .with("bytes", need)
@@ -210,7 +240,7 @@ impl<D: Disk> Store<D> {
             .with("capacity", usage.capacity.unwrap_or(u64::MAX)))
     }
 
-    fn purge(&self, bad: Vec<(OsString, u64)>) {
+    pub(crate) fn purge(&self, bad: Vec<(OsString, u64)>) {
         for (name, bytes) in bad {
             match self.disk.unlink(&self.root.join(QUARANTINE).join(&name)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => self.stuck(&e),
@@ -308,6 +338,20 @@ impl<D: Disk> Store<D> {
         // Not called from here: a long queue would be as many stack frames. If the engine is closed the job is dropped,
         // and the hold with it passes on.
         drop(self.disk.engine().spawn(false, Box::new(move || next(hold))));
+    }
+}
+
+impl<D: Disk> L2Quotas for Store<D> {
+    fn set_quota(&self, salt: &str, bytes: Option<u64>) {
+        self.index.lock().set_quota(salt, bytes);
+    }
+
+    fn set_default_quota(&self, bytes: Option<u64>) {
+        self.index.lock().set_default_quota(bytes);
+    }
+
+    fn tenants(&self) -> Vec<TenantUsage> {
+        self.index.lock().tenants()
     }
 }
 

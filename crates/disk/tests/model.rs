@@ -111,7 +111,7 @@ fn check(ops: Vec<Op>, capacity: Option<u64>, base: &Path) -> Result<(), TestCas
     }
     if capacity.is_none() {
         let keys: Vec<_> = (0..12).map(key).collect();
-        for (n, found) in (0..12).zip(store.probe(&keys)) {
+        for (n, found) in (0..12).zip(store.probe(&keys).expect("a store in service")) {
             let len = found.map(|f| f.len as usize);
             prop_assert_eq!(len, model.get(&n).map(|(_, len)| *len));
             prop_assert!(
@@ -120,6 +120,21 @@ fn check(ops: Vec<Op>, capacity: Option<u64>, base: &Path) -> Result<(), TestCas
         }
     }
     Ok(())
+}
+
+#[test]
+fn an_object_whose_key_is_held_is_not_evicted() {
+    let disk = Arc::new(kvstrata_io::SimDisk::default());
+    let capacity = Some(256 << 10);
+    let store = Store::open(disk, Settings { capacity, ..settings(Path::new("/kv"), 1) }).expect("a store");
+    store_payload(&store, 0, 0, 5000).expect("room");
+    let hold = store.hold(&key(0)).expect("a free key");
+    (1..40).for_each(|n| assert_eq!(store_payload(&store, n, 0, 5000).expect("room"), Stored::Written));
+    assert!(hold.remove(&key(0)).expect("a removal"), "it is the holder's to remove");
+    drop(hold);
+    store_payload(&store, 0, 1, 5000).expect("room");
+    (1..40).for_each(|n| assert_eq!(store_payload(&store, n, 1, 5000).expect("room"), Stored::Written));
+    assert_eq!(load(&store, 0, 5000).unwrap_err(), Miss::Absent, "as any other, later");
 }
 
 proptest! {

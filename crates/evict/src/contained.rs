@@ -113,6 +113,9 @@ impl Quotas for Contained<dyn EvictionPolicy> {
     fn asks(&mut self, tenant: Option<TenantId>) {
         self.call_mut(|p| p.quotas_mut().map(|q| q.asks(tenant)));
     }
+    fn counted(&mut self, weight: u64) {
+        self.call_mut(|p| p.quotas_mut().map(|q| q.counted(weight)));
+    }
     fn set(&mut self, tenant: TenantId, weight: u64) {
         self.call_mut(|p| p.quotas_mut().map(|q| q.set(tenant, weight)));
     }

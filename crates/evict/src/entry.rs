@@ -112,6 +112,9 @@ pub trait Quotas {
     /// For whom the victims are that are asked for from now on. `None`, as it starts: for nobody in particular, and then
     /// everybody gives in the end.
     fn asks(&mut self, tenant: Option<TenantId>);
+    /// Of what is asked for next, so much is the asker's already: it was inserted before room was made for it. 0 again after
+    /// [`Self::asks`].
+    fn counted(&mut self, weight: u64);
     /// Gives a tenant a quota of its own.
     fn set(&mut self, tenant: TenantId, weight: u64);
     /// Takes a tenant's own quota away: the default applies. Says whether it had one.

@@ -32,6 +32,8 @@ pub struct IsolatedLru {
     clock: u64,
     capacity: u64,
     asker: Option<TenantId>,
+    /// Of what it asks for, what it holds already.
+    counted: u64,
 }
 
 impl Default for IsolatedLru {
@@ -43,6 +45,7 @@ impl Default for IsolatedLru {
             clock: 0,
             capacity: 0,
             asker: None,
+            counted: 0,
         }
     }
 }
@@ -90,7 +93,8 @@ impl IsolatedLru {
             Some(tenant) => (self.tenants.quota(tenant), self.tenants[tenant].usage, 0),
             None => (self.tenants.default_quota(), 0, self.tenants.default_quota().unwrap_or(0)),
         };
-        quota.is_some_and(|quota| usage.saturating_add(want) <= quota)
+        let more = want.saturating_sub(self.counted);
+        quota.is_some_and(|quota| usage.saturating_add(more) <= quota)
             && self.tenants.promised().saturating_add(promised) > self.capacity
     }
 
@@ -172,7 +176,7 @@ impl EvictionPolicy for IsolatedLru {
             if self.tenants.excess(tenant) == 0 {
                 self.queues.rewind(queue);
             }
-            let growth = want.saturating_sub(self.tenants.room(tenant));
+            let growth = want.saturating_sub(self.counted).saturating_sub(self.tenants.room(tenant));
             self.drain(queue, growth, want, &mut total, out);
         }
         self.drain(SHARED, u64::MAX, want, &mut total, out);
@@ -205,7 +209,11 @@ impl EvictionPolicy for IsolatedLru {
 
 impl Quotas for IsolatedLru {
     fn asks(&mut self, tenant: Option<TenantId>) {
-        self.asker = tenant;
+        (self.asker, self.counted) = (tenant, 0);
+    }
+
+    fn counted(&mut self, weight: u64) {
+        self.counted = weight;
     }
 
     fn set(&mut self, tenant: TenantId, weight: u64) {

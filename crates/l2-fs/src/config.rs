@@ -1,9 +1,10 @@
 //! The adapter's settings.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use kvstrata_core::{Error, Result};
-use kvstrata_disk::{Durability, Wanted};
+use kvstrata_disk::{Durability, Quotas, Wanted};
 use kvstrata_evict::{EvictionPolicy, by_name};
 use serde::Deserialize;
 
@@ -41,6 +42,12 @@ pub struct FsConfig {
     /// LMCache's way to set the policy.
     #[serde(default)]
     pub eviction: Option<EvictionConfig>,
+    /// What tenants are promised, in GiB by cache salt. Only policies that keep tenants apart take it.
+    #[serde(default)]
+    pub quotas: BTreeMap<String, f64>,
+    /// What is promised to each tenant that is not in `quotas`, in GiB; unless set they share what is left.
+    #[serde(default)]
+    pub default_quota_gb: Option<f64>,
     /// What a store waits for: `none`, `data` or `full`.
     #[serde(default)]
     pub sync: Sync,
@@ -133,6 +140,8 @@ impl FsConfig {
             relative_tmp_dir: None,
             eviction_policy: None,
             eviction: None,
+            quotas: BTreeMap::new(),
+            default_quota_gb: None,
             sync: Sync::None,
             no_atime: default_no_atime(),
         }
@@ -156,7 +165,16 @@ impl FsConfig {
             return bad("num_workers", &self.num_workers, "there are 1 to 1024 workers");
         }
         self.capacity()?;
-        self.policy().map(drop)
+        let policy = self.policy()?;
+        self.quotas()?;
+        let given =
+            [("quotas", !self.quotas.is_empty()), ("default_quota_gb", self.default_quota_gb.is_some())];
+        match given.into_iter().find(|(_, given)| *given) {
+            Some((key, _)) if policy.quotas().is_none() => {
+                bad(key, &policy.name(), "this eviction policy does not keep tenants apart; IsolatedLRU does")
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The limit in bytes.
@@ -174,6 +192,25 @@ impl FsConfig {
                 .with("max_capacity_gb", gib));
         }
         Ok(Some(bytes as u64))
+    }
+
+    /// What tenants are promised, in bytes.
+    ///
+    /// # Errors
+    /// `Invalid` for what is no size.
+    pub fn quotas(&self) -> Result<Quotas> {
+        let bytes = |key: &'static str, what: &dyn std::fmt::Display, gib: f64| {
+            let bytes = gib * f64::from(1 << 30);
+            if bytes >= 0.0 && bytes < 2f64.powi(63) {
+                return Ok(bytes as u64);
+            }
+            Err(Error::invalid(OP, "a quota is a number of GiB that is not negative").with(key, what))
+        };
+        let own = self.quotas.iter().map(|(salt, gib)| {
+            bytes("quotas", &format_args!("{salt:?}: {gib}"), *gib).map(|bytes| (salt.clone(), bytes))
+        });
+        let default = self.default_quota_gb.map(|gib| bytes("default_quota_gb", &gib, gib)).transpose()?;
+        Ok(Quotas { default, own: own.collect::<Result<_>>()? })
     }
 
     /// The policy by either of its keys.
@@ -219,6 +256,9 @@ impl FsConfig {
         if self.max_capacity_gb == 0.0 && (self.eviction.is_some() || self.eviction_policy.is_some()) {
             out.push(("eviction_policy", "nothing is evicted without max_capacity_gb"));
         }
+        if self.max_capacity_gb == 0.0 && !self.quotas.is_empty() {
+            out.push(("quotas", "nothing is evicted without max_capacity_gb"));
+        }
         out
     }
 
@@ -263,6 +303,24 @@ mod tests {
     }
 
     #[test]
+    fn quotas_are_in_gib_and_numbers() {
+        let c = read(
+            r#"{"base_path": "/d", "max_capacity_gb": 9, "eviction_policy": "isolated_lru", "quotas": {"a": 1.5, "": 0},
+                "default_quota_gb": 0.25}"#,
+        )
+        .unwrap();
+        let own = vec![(String::new(), 0), ("a".to_owned(), 3 << 29)];
+        assert_eq!(c.quotas().unwrap(), Quotas { default: Some(1 << 28), own });
+        assert!(c.without_effect().is_empty());
+        for no_number in [f64::NAN, f64::INFINITY] {
+            let c = FsConfig { default_quota_gb: Some(no_number), ..c.clone() };
+            assert!(c.validate().unwrap_err().to_string().contains("default_quota_gb"));
+        }
+        let unlimited = FsConfig { max_capacity_gb: 0.0, ..c };
+        assert!(unlimited.without_effect().iter().any(|(key, _)| *key == "quotas"));
+    }
+
+    #[test]
     fn bad_settings_name_their_key() {
         for (json, key) in [
             (r#"{}"#, "base_path"),
@@ -281,6 +339,24 @@ mod tests {
             (r#"{"base_path": "/d", "sync": "sometimes"}"#, "sometimes"),
             (r#"{"base_path": "/d", "use_odirect": "maybe"}"#, "require"),
             (r#"{"base_path": "/d", "name": ""}"#, "name"),
+            (r#"{"base_path": "/d", "quotas": {"t": 1}}"#, "quotas: LRU"),
+            (
+                r#"{"base_path": "/d", "eviction_policy": "S3-FIFO", "default_quota_gb": 1}"#,
+                "default_quota_gb: S3-FIFO",
+            ),
+            (
+                r#"{"base_path": "/d", "eviction_policy": "IsolatedLRU", "quotas": {"t": -1}}"#,
+                "quotas: \"t\": -1",
+            ),
+            (
+                r#"{"base_path": "/d", "eviction_policy": "IsolatedLRU", "quotas": {"t": 1e30}}"#,
+                "quotas: \"t\": 1",
+            ),
+            (r#"{"base_path": "/d", "eviction_policy": "IsolatedLRU", "quotas": 1}"#, "invalid type"),
+            (
+                r#"{"base_path": "/d", "eviction_policy": "IsolatedLRU", "default_quota_gb": -0.5}"#,
+                "default_quota_gb: -0.5",
+            ),
         ] {
             let e = read(json).unwrap_err();
             assert!(e.contains(key), "{json}: {e}");

@@ -9,8 +9,9 @@ use kvstrata_core::{Error, ErrorKind, Instant, Namespace, Result};
 use kvstrata_disk::{NewObject, Settings, Store, StoreStats, Writer};
 use kvstrata_io::{Disk, IoEngine, OsDisk, OsOptions};
 use kvstrata_l2::{
-    Adapter, Answer, Context, Driver, Fail, Found, Get, GetSink, Keys, L2Desc, L2List, L2Remove, L2Store,
-    L2Usage, ListPage, MemoryKinds, Miss, Probe, Put, PutSink, Sink, StoreUsage, closed, timed_out, until,
+    Adapter, Answer, Context, Driver, Fail, Found, Get, GetSink, Keys, L2Desc, L2List, L2Quotas, L2Remove,
+    L2Store, L2Usage, ListPage, MemoryKinds, Miss, Probe, Put, PutSink, Sink, StoreUsage, closed, timed_out,
+    until,
 };
 use parking_lot::Mutex;
 
@@ -89,6 +90,7 @@ impl<D: Disk> FsStore<D> {
                 tmp: config.relative_tmp_dir.clone(),
                 capacity,
                 policy: config.policy()?,
+                quotas: config.quotas()?,
                 durability: config.durability(),
                 direct: config.use_odirect.0,
                 no_atime: config.no_atime.0,
@@ -97,31 +99,43 @@ impl<D: Disk> FsStore<D> {
             },
         )
         .map_err(|e| e.with("adapter", &config.name))?;
+        Ok(Self::over(store, &config.name, cx.l2, config.num_workers))
+    }
+
+    /// An adapter over a store that is open already, with an eviction policy of the caller's perhaps. `threads` loads of one
+    /// request run at once.
+    pub fn over(store: Arc<Store<D>>, name: &str, l2: Context, threads: usize) -> Self {
         let desc = L2Desc {
-            name: config.name.clone(),
+            name: name.into(),
             alignment: 4096,
             kinds: MemoryKinds::HOST,
             max_batch: 4096,
             durable: true,
             shared: false,
         };
-        Ok(Self(Arc::new(Inner { desc, store, driver: Driver::new(cx.l2), threads: config.num_workers })))
+        Self(Arc::new(Inner { desc, store, driver: Driver::new(l2), threads: threads.max(1) }))
     }
 
     /// The adapter with everything it offers.
     pub fn adapter(&self) -> Adapter {
+        let store = &self.0.store;
         Adapter {
             store: Arc::new(self.clone()),
             remove: Some(Arc::new(self.clone())),
             list: Some(Arc::new(self.clone())),
             usage: Some(Arc::new(self.clone())),
-            quotas: None,
+            quotas: store.keeps_quotas().then(|| Arc::clone(store) as Arc<dyn L2Quotas>),
         }
     }
 
     /// The store underneath.
     pub fn store(&self) -> &Arc<Store<D>> {
         &self.0.store
+    }
+
+    /// Why the adapter is out of service, if it is: see [`Store::fault`].
+    pub fn fault(&self) -> Option<Error> {
+        self.0.store.fault()
     }
 
     /// What the store counted.
@@ -197,8 +211,17 @@ impl<D: Disk> FsStore<D> {
             wanted.push((item.key, item.layout.id()));
             bufs.push((position, bytes, item.buf));
         }
+        let pins = match self.0.store.pin(&wanted) {
+            Ok(pins) => pins,
+            Err(e) => {
+                for (position, _, buf) in bufs {
+                    done.answer(position, Answer::Failed(e.clone(), Some(buf)));
+                }
+                return idle;
+            }
+        };
         let mut loads = VecDeque::with_capacity(bufs.len());
-        for ((position, bytes, buf), pin) in bufs.into_iter().zip(self.0.store.pin(&wanted)) {
+        for ((position, bytes, buf), pin) in bufs.into_iter().zip(pins) {
             match pin {
                 Ok(pin) if pin.found().len != bytes => {
                     done.answer(position, Answer::Miss(Miss::Layout, Some(buf)));
@@ -262,7 +285,10 @@ impl<D: Disk> L2Store for FsStore<D> {
         if let Some(e) = self.refuse("look objects up", request.deadline) {
             return request.keys.iter().map(|_| Err(e.clone())).collect();
         }
-        self.0.store.probe(&request.keys).into_iter().map(Ok).collect()
+        match self.0.store.probe(&request.keys) {
+            Ok(found) => found.into_iter().map(Ok).collect(),
+            Err(e) => request.keys.iter().map(|_| Err(e.clone())).collect(),
+        }
     }
 
     async fn shutdown(&self, deadline: Instant) -> Result<()> {

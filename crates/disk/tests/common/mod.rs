@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use crc_fast::{CrcAlgorithm, checksum};
 use kvstrata_core::{ChunkHash, Digest, KeyScope, KvRank, Layout, ObjectKey, Result};
-use kvstrata_disk::{Begin, Durability, HEADER_BYTES, LoadFault, NewObject, Settings, Store, Wanted, Writer};
+use kvstrata_disk::{
+    Begin, Durability, HEADER_BYTES, LoadFault, NewObject, Quotas, Settings, Store, Wanted, Writer,
+};
 use kvstrata_io::Disk;
 use kvstrata_l2::{Miss, Stored};
 
@@ -16,6 +18,7 @@ pub(crate) fn settings(root: &Path, id: u64) -> Settings {
         tmp: None,
         capacity: None,
         policy: kvstrata_evict::by_name("LRU").expect("a known policy"),
+        quotas: Quotas::default(),
         durability: Durability::None,
         direct: Wanted::Off,
         no_atime: Wanted::Try,
@@ -76,7 +79,7 @@ pub(crate) fn store_payload<D: Disk>(store: &Arc<Store<D>>, n: u64, v: u64, len:
 /// What a load gives, the digest checked as the layer above does.
 pub(crate) fn load<D: Disk>(store: &Arc<Store<D>>, n: u64, len: usize) -> Result<Vec<u8>, Miss> {
     let layout = Layout::opaque(len as u64).expect("a layout").id();
-    let mut pin = store.pin(&[(key(n), layout)]).pop().expect("one answer")?;
+    let mut pin = store.pin(&[(key(n), layout)]).expect("a store in service").pop().expect("one answer")?;
     let miss = |fault| match fault {
         LoadFault::Miss(miss) => miss,
         LoadFault::Failed(e) => panic!("the device failed: {e}"),
