@@ -8,6 +8,8 @@ use kvstrata_l2_fault::{Fault, FaultConfig, Injector, Op, Rule};
 #[path = "../../l2/tests/common/subjects.rs"]
 mod subjects;
 
+use subjects::Extent::{Once, Whole};
+
 fn quiet(inner: Adapter, cx: &Context) -> Adapter {
     Injector::new(inner, &FaultConfig::default(), cx.clone()).expect("valid settings").adapter()
 }
@@ -20,5 +22,5 @@ fn delayed(inner: Adapter, cx: &Context) -> Adapter {
 }
 
 fn main() -> ExitCode {
-    subjects::main(&[("quiet", quiet), ("delayed", delayed)])
+    subjects::main(&[("quiet", Once, quiet), ("delayed", Whole, delayed)])
 }

@@ -25,11 +25,15 @@
 //! adapter keeps its promises about buffers and deadlines when its device is a future; what it needs from outside, a clock
 //! and a place to run tasks, is its [`Context`].
 //!
+//! [`Metered`], [`Breaker`] and [`Limited`] go between the two, in this order from the outside: counts and latencies, a
+//! circuit breaker, and a limit on the bytes in flight.
+//!
 //! Architecture invariant: this crate knows no backend. Nothing here retries: deadlines and retries belong to the manager.
 #![forbid(unsafe_code)]
 
 mod adapter;
 mod checked;
+mod decorators;
 mod digest;
 mod driver;
 mod join;
@@ -41,6 +45,10 @@ mod timer;
 
 pub use adapter::Adapter;
 pub use checked::{Checked, Verify};
+pub use decorators::{
+    Breaker, BreakerOptions, BreakerState, BreakerView, Histogram, HistogramCounts, LimitCounts,
+    LimitOptions, LimitState, Limited, Meter, MeterCounts, Metered, OpCounts, Phase,
+};
 pub use digest::{digest_of, digest_of_filled};
 pub use driver::{Context, Driver, Spawn, Task, closed, timed_out, until};
 pub use join::{Call, all};

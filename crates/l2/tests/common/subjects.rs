@@ -19,6 +19,15 @@ mod files;
 /// Puts a decorator around an adapter.
 pub(crate) type Wrap = fn(Adapter, &Context) -> Adapter;
 
+/// How much of the suite is run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// All of it.
+    Whole,
+    /// Every case once: plain, from private memory.
+    Once,
+}
+
 struct Mocks(Wrap);
 
 struct Hung(Mock);
@@ -92,8 +101,10 @@ impl Factory for Files {
     }
 }
 
-fn trials(name: &str, suite: &Suite, not_durable: bool) -> Vec<Trial> {
-    let cases = suite.cases().into_iter().map(|case| {
+fn trials(name: &str, extent: Extent, suite: &Suite, not_durable: bool) -> Vec<Trial> {
+    let cases = suite.cases().into_iter();
+    let cases = cases.filter(|case| extent == Extent::Whole || case.name().ends_with("/plain/private"));
+    let cases = cases.map(|case| {
         let may_ignore =
             not_durable && (case.name().contains("reopening") || case.name().contains("broken_header"));
         Trial::ignorable_test(format!("{name}/{}", case.name()), move || match case.run() {
@@ -106,11 +117,11 @@ fn trials(name: &str, suite: &Suite, not_durable: bool) -> Vec<Trial> {
 }
 
 /// Runs the suite for each decorator around each adapter.
-pub(crate) fn main(decorators: &[(&str, Wrap)]) -> ExitCode {
+pub(crate) fn main(decorators: &[(&str, Extent, Wrap)]) -> ExitCode {
     let mut all = Vec::new();
-    for (name, wrap) in decorators {
-        all.extend(trials(&format!("{name}/mock"), &Suite::new(Mocks(*wrap)), true));
-        all.extend(trials(&format!("{name}/fs"), &Suite::new(Files(*wrap)), false));
+    for (name, extent, wrap) in decorators {
+        all.extend(trials(&format!("{name}/mock"), *extent, &Suite::new(Mocks(*wrap)), true));
+        all.extend(trials(&format!("{name}/fs"), *extent, &Suite::new(Files(*wrap)), false));
     }
     libtest_mimic::run(&Arguments::from_args(), all).exit_code()
 }

@@ -140,7 +140,7 @@ fn all() -> Vec<(&'static str, Run)> {
     }
     cases! {
         ownership: l2_1_put_dropped_after_k_polls l2_1_get_dropped_after_k_polls l2_1_timed_out_put_keeps_its_buffers
-            l2_1_timed_out_get_keeps_its_buffers;
+            l2_1_timed_out_get_keeps_its_buffers l2_1_sink_is_kept_with_the_buffers;
         truth: l2_2_every_size_comes_back l2_2_absent_is_a_miss l2_2_another_layout_is_a_miss
             l2_2_replaced_by_another_digest l2_2_flipped_bit_is_healed l2_2_truncated_is_healed
             l2_2_swapped_is_healed l2_2_broken_header_is_healed l2_2_everything_survives_reopening

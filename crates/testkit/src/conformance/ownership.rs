@@ -1,7 +1,10 @@
 //! L2-1: a buffer belongs to the driver until the device is finished with it.
 
-use kvstrata_core::{ErrorKind, Result};
-use kvstrata_l2::{Answer, Stored};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use kvstrata_core::{Affinity, ErrorKind, Result};
+use kvstrata_l2::{Answer, Fail, Get, Put, Sink, Stored};
 
 use super::Outcome;
 use super::rig::{Rig, Setup, failure, opaque, poll_times};
@@ -100,4 +103,40 @@ pub(super) async fn l2_1_timed_out_get_keeps_its_buffers(setup: Setup) -> Outcom
     drop(poison);
     rig.read(0..4, LEN).await;
     rig.finish().await
+}
+
+/// Who counts the bytes in flight goes by the sink: while the driver has a buffer, it has the sink, answered or not.
+pub(super) async fn l2_1_sink_is_kept_with_the_buffers(setup: Setup) -> Outcome {
+    let rig = setup.rig().await?;
+    let device = rig.device()?;
+    rig.write(0..2, LEN).await;
+    device.hang();
+    let (sink, stores) = watched::<Result<Stored>>(2);
+    let items = (10..12).map(|id| rig.item(id, LEN)).collect();
+    let request = Put { items, deadline: rig.soon(), affinity: Affinity::default() };
+    rig.ends("put", rig.adapter.store.put(request, sink)).await;
+    let held = rig.arena.in_use();
+    assert!(held == 0 || stores.strong_count() > 0, "{held} buffers are held without their sink");
+    let (sink, loads) = watched::<Answer>(2);
+    let items = (0..2).map(|id| rig.to_load(id, &opaque(LEN))).collect();
+    let request = Get { items, deadline: rig.soon(), affinity: Affinity::default() };
+    rig.ends("get", rig.adapter.store.get(request, sink)).await;
+    let held = rig.arena.in_use() - held;
+    assert!(held == 0 || loads.strong_count() > 0, "{held} buffers are held without their sink");
+    device.resume();
+    let gone = async {
+        while stores.strong_count() + loads.strong_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    rig.ends("dropping the sinks", gone).await;
+    assert_eq!(rig.arena.in_use(), 0, "the sinks are gone, so the buffers are too");
+    rig.finish().await
+}
+
+/// A sink that drops its answers, and whether it still lives.
+fn watched<T: Fail>(keys: usize) -> (Sink<T>, Weak<impl Sized>) {
+    let receiver = Arc::new(|_: usize, answer: T| drop(answer));
+    let weak = Arc::downgrade(&receiver);
+    (Sink::new(keys, receiver), weak)
 }
