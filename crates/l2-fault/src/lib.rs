@@ -37,7 +37,7 @@
 //!
 //! **The same again.** The same seed and the same sequence of calls give the same faults. What `rate` chooses depends on
 //! the seed, the kind of call, the key, and how often the key was asked for, and not on the order in which concurrent
-//! calls arrive.
+//! calls arrive. (Which object stands in for another one does.)
 //!
 //! A store whose writes are lost keeps what it had. Keys are hashes of content, so what is found under a key later is what
 //! was stored; a test that stores two contents under one key sees the older one, with its own digest.

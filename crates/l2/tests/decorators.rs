@@ -6,13 +6,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use kvstrata_core::{Affinity, ErrorKind, Instant, KeyScope, KvRank, Layout, Result, Retry};
 use kvstrata_l2::{
-    Adapter, Answer, Breaker, BreakerOptions, Context, Found, Get, GetItem, GetSink, L2Desc, L2Quotas,
-    L2Store, LimitOptions, Limited, MemoryKinds, Metered, Phase, Probe, Put, PutSink, Stored, TenantUsage,
+    Adapter, Answer, Breaker, BreakerOptions, Checked, Context, Found, Get, GetItem, GetSink, L2Desc,
+    L2Quotas, L2Store, LimitOptions, Limited, MemoryKinds, Metered, Phase, Probe, Put, PutSink, Stored,
+    TenantUsage, Verify,
 };
 use kvstrata_l2_fault::{Fault, FaultConfig, Injector, Op, Rule};
 use kvstrata_l2_mock::{Mock, MockConfig};
 use kvstrata_testkit::arena::{Arena, Memory};
-use kvstrata_testkit::trace;
+use kvstrata_testkit::rng::Rng;
+use kvstrata_testkit::{payload, trace};
 use parking_lot::Mutex;
 
 const LEN: usize = 4096;
@@ -402,6 +404,81 @@ async fn every_key_is_counted_by_its_outcome_and_timed_when_it_is_answered() {
         (counts.list.outcome("ok"), counts.list.outcome("invalid"), counts.list.latency.count()),
         (1, 1, 2)
     );
+}
+
+/// Everything at once over an adapter that fails, lies, hangs and panics: each key is answered once and in time, never with
+/// a wrong byte, and when the faults end, all memory is back, nothing is in flight, and the breaker closes by itself.
+#[tokio::test(start_paused = true)]
+async fn a_storm_of_faults_passes_and_leaves_nothing_behind() {
+    for seed in 1..=6u64 {
+        let rig = Arc::new(Rig::usual());
+        let all = FaultConfig::new(0.2, seed as i64, &Fault::ALL);
+        let config = FaultConfig { hang_ms: Some(80), ..all };
+        let injector = Injector::new(rig.mock.adapter(), &config, rig.cx.clone()).unwrap();
+        let options = LimitOptions { waiting: 12 * LEN as u64, ..LimitOptions::new(16 * LEN as u64) };
+        let limited = Limited::new(injector.adapter(), options, &rig.cx).unwrap();
+        let breaker = rig.breaker(limited.adapter, 2);
+        let metered = Metered::new(breaker.adapter, &rig.cx);
+        let checked = Checked::new(metered.adapter, Verify::On, rig.cx.clone());
+        let adapter = checked.adapter.clone();
+        let task = |n: u64| {
+            let (rig, adapter) = (Arc::clone(&rig), adapter.clone());
+            let mut rng = Rng::new(seed * 100 + n);
+            async move {
+                for _ in 0..150 {
+                    let first = rng.below(30);
+                    let ids = first..first + 1 + rng.below(6);
+                    let wait = (1 + rng.below(40) as u32) * MS;
+                    let start = rig.now();
+                    match rng.below(10) {
+                        0..4 => drop(rig.put(&adapter, ids, wait).await),
+                        4..9 => {
+                            for (id, answer) in ids.clone().zip(rig.get(&adapter, ids, wait).await) {
+                                if let Answer::Loaded(loaded) = answer {
+                                    let key = trace::key(&rig.scope, id);
+                                    assert!(loaded.verified);
+                                    assert_eq!(payload::verify(&key, &loaded.buf.seal(LEN)).unwrap(), Ok(()));
+                                }
+                            }
+                        }
+                        _ => {
+                            assert_eq!(
+                                rig.probe(&adapter, ids.clone()).await.len() as u64,
+                                ids.end - ids.start
+                            );
+                            drop(adapter.list.as_ref().unwrap().list(None, 10).await);
+                        }
+                    }
+                    // The clock counts in milliseconds; a listing has no deadline, and waits for a delay at most.
+                    assert!(
+                        rig.now() - start <= wait.max(10 * MS) + 12 * MS,
+                        "late by {:?}",
+                        rig.now() - start - wait
+                    );
+                    rig.pass(rng.below(20) as u32 * MS).await;
+                }
+            }
+        };
+        let tasks: Vec<_> = (0..4).map(|n| tokio::spawn(task(n))).collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert!(breaker.state.view().trips > 0, "there was something to survive");
+        injector.arm(false);
+        rig.pass(1000 * MS).await;
+        assert_eq!(rig.put(&adapter, [99], 10 * MS).await[0].as_ref().unwrap(), &Stored::Written);
+        assert_eq!(breaker.state.view().phase, Phase::Closed);
+        let counts = limited.state.counts();
+        assert_eq!((counts.loads_in_flight, counts.stores_in_flight), (0, 0));
+        assert_eq!((counts.loads_waiting, counts.stores_waiting, rig.arena.in_use()), (0, 0, 0));
+        let counts = metered.meter.counts();
+        for op in [counts.put, counts.get] {
+            assert_eq!((op.ended(), op.latency.count()), (op.keys, op.keys), "each key ends once");
+        }
+        let injected = injector.counts();
+        assert!(injected.iter().all(|(_, n)| n.effective <= n.injected) && injected.total().effective > 50);
+        adapter.store.shutdown(rig.now() + 100 * MS).await.unwrap();
+    }
 }
 
 #[tokio::test]
