@@ -7,7 +7,7 @@ const MOST: usize = 255;
 /// Least frequently used first; of those used equally often, the least recently used. An entry's count dies with it, and
 /// counts do not age: what was once popular stays until it is removed.
 ///
-/// Memory: 16 bytes per slot and 4.3 per position, with at most sixteen positions per resident, and 40 KiB for the
+/// Memory: 16 bytes per slot and 4.2 per position, with at most sixteen positions per resident, and 110 KiB for the
 /// queues (one per count, each of at least 64 positions once used); vectors grow by doubling.
 #[derive(Debug)]
 pub struct Lfu {

@@ -15,8 +15,8 @@ enum State {
 /// A queue in the order of arrival and a hand that goes from the oldest to the newest and round again: what was used since
 /// the hand last came by stays where it is, what was not goes.
 ///
-/// Memory: 20 bytes per slot, 4 per victim of the last call, and 4.2 per position, with at most sixteen positions per resident; vectors grow by
-/// doubling.
+/// Memory: 20 bytes per slot, 4 per victim of the last call, and 4.2 per position, with at most sixteen positions per
+/// resident; vectors grow by doubling.
 ///
 /// Source: Zhang, Yang, Yue, Vigfusson, Rashmi, "SIEVE is Simpler than LRU", NSDI 2024.
 #[derive(Debug)]
