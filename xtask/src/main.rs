@@ -5,6 +5,7 @@
 //! cargo xtask tidy         what a compiler does not check: sizes, clocks, doc pages, links
 //! cargo xtask deps         what each library crate pulls in against docs/deps.toml
 //! cargo xtask ci [STEP..]  everything that CI runs, or only these steps of it
+//! cargo xtask sim ..       plays seeds of the simulation; `--help` says how
 //! ```
 //!
 //! Every finding says where it is and what to do next. Exit codes: 0 nothing found, 1 something found, 2 wrong usage.
@@ -14,6 +15,7 @@ mod ci;
 mod dag;
 mod deps;
 mod findings;
+mod programs;
 mod source;
 mod tidy;
 mod workspace;
@@ -26,7 +28,8 @@ use workspace::Workspace;
 
 fn usage() -> String {
     format!(
-        "usage: cargo xtask dag | tidy | deps | ci [STEP..]\nsteps of ci: {}",
+        "usage: cargo xtask dag | tidy | deps | ci [STEP..] | {} [ARG..]\nsteps of ci: {}",
+        programs::NAMES.join(" | "),
         ci::step_names().join(", ")
     )
 }
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         ("tidy", []) => report("tidy", tidy::run),
         ("deps", []) => report("deps", deps::run),
         ("ci", steps) if ci::knows(steps) => ci::run(steps),
+        (name, args) if programs::NAMES.contains(&name) => programs::run(name, args),
         ("help" | "--help" | "-h", _) => {
             println!("{}", usage());
             return ExitCode::SUCCESS;

@@ -166,6 +166,7 @@ impl Inner {
                 () = timer.sleep_until(deadline) => late(),
             }
             tokio::select! {
+                biased;
                 () = work => {}
                 _ = gone.wait_for(|gone| *gone) => {}
             }
@@ -220,6 +221,7 @@ impl Inner {
                 return true;
             }
             tokio::select! {
+                biased;
                 () = told => {}
                 () = self.timer.sleep_until(deadline) => return self.with(&mut done),
             }
@@ -308,6 +310,7 @@ impl Manager {
             }
             drop(reserved);
             let last = tokio::select! {
+                biased;
                 () = told => false,
                 () = self.0.timer.sleep_until(rq.deadline) => true,
             };
@@ -423,6 +426,7 @@ impl Manager {
                 continue;
             };
             let answers = tokio::select! {
+                biased;
                 answers = remove.remove(keys.into(), rq.deadline) => answers,
                 () = self.0.timer.sleep_until(rq.deadline) => {
                     deleted.failed.push((name, "no answer by the deadline".into()));
@@ -539,6 +543,7 @@ async fn retries(inner: std::sync::Weak<Inner>, changed: Arc<Notify>) {
         match due {
             None => changed.notified().await,
             Some(due) => tokio::select! {
+                biased;
                 () = changed.notified() => {}
                 () = timer.sleep_until(due) => {}
             },
