@@ -11,7 +11,7 @@
 //! turns over once, so that queues and ghosts are as full as they get. A figure includes a virtual call for each call, and
 //! the look at a list of slots: `noop` shows how much that is.
 //!
-//! A whole run takes about five minutes and 4 GiB. A part of it is run with a filter:
+//! A whole run takes about five minutes and, by reckoning, 4 GiB. A part of it is run with a filter:
 //! `cargo bench -p kvstrata-benches --bench evict -- 'evict/(LRU|ARC)/100k'`.
 
 use std::hint::black_box;
