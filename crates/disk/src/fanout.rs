@@ -109,17 +109,26 @@ impl Fanout {
         let mut grown = 0;
         let mut top = self.tops[usize::from(t)].lock();
         let mut publish = || {
-            let made = top.bytes.is_none() || !top.leaves.contains_key(&l);
+            let mut made = top.bytes.is_none() || !top.leaves.contains_key(&l);
             if made {
                 disk.create_dir_all(&leaf_path(&self.root, t, l))?;
                 let bytes = self.bytes_of(disk, &self.root.join(fan(t)))?;
                 grown += bytes as Grown - top.bytes.replace(bytes).unwrap_or(0) as Grown;
             }
-            let leaf = top.leaves.entry(l).or_default();
-            let renamed = match how {
+            let rename = || match how {
                 Publish::New => disk.rename_new(from, &to),
                 Publish::Replace => disk.rename(from, &to),
             };
+            let mut renamed = rename();
+            if let Err(e) = &renamed
+                && e.kind() == io::ErrorKind::NotFound
+            {
+                // Somebody removed the directory.
+                disk.create_dir_all(&leaf_path(&self.root, t, l))?;
+                made = true;
+                renamed = rename();
+            }
+            let leaf = top.leaves.entry(l).or_default();
             if renamed.is_ok() && how == Publish::New {
                 leaf.objects += 1;
             }
@@ -145,10 +154,18 @@ impl Fanout {
         let [t, l, ..] = *fingerprint;
         let from = object_path(&self.root, fingerprint);
         let mut top = self.tops[usize::from(t)].lock();
-        let done = match to {
+        let mut done = match to {
             Some(to) => disk.rename_new(&from, to),
             None => disk.unlink(&from),
         };
+        if let (Some(to), Err(e)) = (to, &done)
+            && e.kind() == io::ErrorKind::NotFound
+            && disk.metadata(&from).is_ok()
+        {
+            // It is where it goes to that is gone.
+            done = to.parent().map_or(Ok(()), |dir| disk.create_dir_all(dir));
+            done = done.and_then(|()| disk.rename_new(&from, to));
+        }
         if let Err(e) = done
             && e.kind() != io::ErrorKind::NotFound
         {

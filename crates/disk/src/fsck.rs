@@ -12,6 +12,7 @@ use crate::names::{
     LOCK, MANIFEST, QUARANTINE, SNAPSHOT, TMP, is_temp_name, leaf_path, parse_fan, parse_object_name,
     temp_name,
 };
+use crate::open::is_at;
 use crate::recover::{Looked, look_at};
 use crate::snapshot::Snapshot;
 use crate::{HEADER_BYTES, Manifest, Writer};
@@ -26,7 +27,7 @@ pub struct FsckOptions {
     /// Whether what is wrong is put right: bad objects go to quarantine, files of dead writers and a snapshot that does
     /// not decode are deleted, a manifest that is gone or does not parse is made anew, without descriptions of models.
     pub repair: bool,
-    /// The directory of files being written, if the store is opened with another than `tmp`.
+    /// The directory of files being written, if it is another than the manifest says.
     pub tmp: Option<PathBuf>,
     /// Who repairs; its number is a new manifest's store id.
     pub writer: Writer,
@@ -167,7 +168,8 @@ pub fn fsck<D: Disk>(
         Err(e) if e.kind() == ErrorKind::Corrupt => (None, FileState::Bad(e.to_string())),
         Err(e) => return Err(e),
     };
-    let tmp = root.join(options.tmp.as_deref().unwrap_or(Path::new(TMP)));
+    let told = options.tmp.as_deref().or(manifest.as_ref().and_then(|m| m.tmp.as_deref()));
+    let tmp = root.join(told.unwrap_or(Path::new(TMP)));
     let mut report = FsckReport {
         objects: 0,
         bytes: 0,
@@ -217,7 +219,10 @@ fn lock<D: Disk>(disk: &D, root: &Path, repair: bool) -> Result<Option<D::File>>
         Err(e) => return Err(failed(&path)(e)),
     };
     match disk.try_lock(&file) {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) if is_at(disk, &file, &path).map_err(failed(&path))? => Ok(Some(file)),
+        Ok(()) => {
+            Err(Error::new(ErrorKind::Busy, OP, "the store is being opened").with("path", root.display()))
+        }
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
             Err(Error::new(ErrorKind::Busy, OP, "the store is open; close whatever uses it first")
                 .with("path", root.display()))
@@ -313,7 +318,7 @@ fn repair<D: Disk>(
             disk.rename_new(&path, &aside(&path, "manifest", done)).map_err(failed(&path))?;
         }
         let store_id = u128::from(options.writer.id) << 64 | u128::from(options.writer.pid);
-        let manifest = Manifest { store_id, namespaces: Vec::new() };
+        let manifest = Manifest { store_id, namespaces: Vec::new(), tmp: options.tmp.clone() };
         manifest.write(disk, root, &tmp.join(temp_name(options.writer.pid, options.writer.id, done)))?;
         done += 1;
     }

@@ -1,13 +1,13 @@
 //! What a store says of itself, in `kvstrata.json` at its root.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kvstrata_core::{DType, Error, ErrorKind, Layout, Namespace, ObjectKey, Result, TensorDesc};
 use kvstrata_io::{Disk, Open};
 use serde::{Deserialize, Serialize};
 
 use crate::FORMAT_VERSION;
-use crate::names::MANIFEST;
+use crate::names::{MANIFEST, is_below};
 
 const FORMAT: &str = "kvstrata";
 /// The layout with one file per object.
@@ -24,6 +24,9 @@ pub struct Manifest {
     pub store_id: u128,
     /// The namespaces; number `n` in a header is the one at `n - 1`.
     pub namespaces: Vec<Namespace>,
+    /// Where files are written before they are published, relative to the root, if that is not `tmp`: whoever opens the
+    /// store with another directory knows where to look for what was left unfinished.
+    pub tmp: Option<PathBuf>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -42,6 +45,8 @@ struct OnDisk {
     key_hash: String,
     digest: String,
     namespaces: Vec<NamespaceOnDisk>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tmp: Option<PathBuf>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -85,6 +90,7 @@ impl Manifest {
             key_hash: KEY_HASH.into(),
             digest: DIGEST.into(),
             namespaces: self.namespaces.iter().map(NamespaceOnDisk::from).collect(),
+            tmp: self.tmp.clone(),
         };
         let mut bytes = serde_json::to_vec_pretty(&on_disk).expect("strings and numbers");
         bytes.push(b'\n');
@@ -111,7 +117,10 @@ impl Manifest {
         let store_id = u128::from_str_radix(&m.store_id, 16)
             .map_err(|e| corrupt("store_id is no hexadecimal number").caused_by(e))?;
         let namespaces = m.namespaces.iter().map(Namespace::try_from).collect::<Result<_>>()?;
-        Ok(Self { store_id, namespaces })
+        if let Some(tmp) = m.tmp.as_ref().filter(|tmp| !is_below(tmp)) {
+            return Err(corrupt("tmp is no directory below the store's").with("tmp", tmp.display()));
+        }
+        Ok(Self { store_id, namespaces, tmp: m.tmp })
     }
 
     /// Adds a description; whether it is new.
@@ -242,7 +251,7 @@ mod tests {
 
     #[test]
     fn the_format_is_frozen() {
-        let m = Manifest { store_id: 0xfeed, namespaces: vec![namespace()] };
+        let m = Manifest { store_id: 0xfeed, namespaces: vec![namespace()], tmp: None };
         let golden = include_bytes!("../tests/golden/manifest-v1.json");
         assert_eq!(String::from_utf8(m.encode()).unwrap(), String::from_utf8(golden.to_vec()).unwrap());
         assert_eq!(Manifest::decode(golden).unwrap(), m);
@@ -260,6 +269,8 @@ mod tests {
         assert_eq!(field("file-per-object", "slab"), "layout");
         assert_eq!(field("blake3-256", "sha256"), "key_hash");
         assert_eq!(field("\"kvstrata\"", "\"other\""), "format");
+        let elsewhere = golden.replacen("\"namespaces\"", "\"tmp\": \"../t\", \"namespaces\"", 1);
+        assert_eq!(Manifest::decode(elsewhere.as_bytes()).unwrap_err().kind(), ErrorKind::Corrupt);
         for broken in
             ["", "{", "[]", "{\"format\":\"kvstrata\",\"version\":1}", &golden.replace("BF16", "BF17")]
         {
@@ -273,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_model_has_one_description() {
-        let mut m = Manifest { store_id: 1, namespaces: vec![] };
+        let mut m = Manifest { store_id: 1, namespaces: vec![], tmp: None };
         assert!(m.add(&namespace()).unwrap());
         assert!(!m.add(&namespace()).unwrap());
         let e = m.add(&Namespace { chunk_tokens: 16, ..namespace() }).unwrap_err();

@@ -10,7 +10,7 @@
 //! | `quarantine/` | objects that turned out to be bad |
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// The manifest's name.
 pub const MANIFEST: &str = "kvstrata.json";
@@ -81,6 +81,11 @@ pub(crate) fn parse_fan(name: &OsStr) -> Option<u8> {
         [a, b] => Some(digit(*a)? << 4 | digit(*b)?),
         _ => None,
     }
+}
+
+/// Whether a relative path stays below where it starts.
+pub(crate) fn is_below(path: &Path) -> bool {
+    !path.as_os_str().is_empty() && path.components().all(|c| matches!(c, Component::Normal(_)))
 }
 
 /// Reads an object's file name: lower-case digits only, so that each object has one name.

@@ -1,21 +1,22 @@
 //! Opening and closing a store.
 
 use std::io;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use kvstrata_core::{Error, ErrorKind, Result, Retry};
+use kvstrata_core::{Error, ErrorKind, Namespace, Result, Retry};
 use kvstrata_io::{DirEntry, Disk, FileKind, Open};
 use parking_lot::Mutex;
 
 use crate::fanout::Fanout;
 use crate::index::Index;
 use crate::modes::Modes;
-use crate::names::{LOCK, MANIFEST, QUARANTINE, TMP, is_lmcache_fs_name, parse_fan, temp_name};
+use crate::names::{LOCK, MANIFEST, QUARANTINE, TMP, is_below, is_lmcache_fs_name, parse_fan, temp_name};
+use crate::recover::orphans;
 use crate::settings::Counts;
 use crate::store::Store;
-use crate::{Manifest, Quotas, Settings};
+use crate::{Manifest, Quotas, Settings, Writer};
 
 const OP: &str = "open store";
 /// What a store needs before it holds anything: its manifest, its directories, one object.
@@ -46,15 +47,9 @@ impl<D: Disk> Store<D> {
         promise(&mut index, &settings.quotas)?;
         let keeps_quotas = index.keeps_quotas();
         let before = look(&*disk, &settings.root)?;
-        let mut manifest = before.manifest.clone().unwrap_or_else(|| Manifest {
-            // 64 bits of the caller's draw and the process: enough to tell the stores of a fleet apart.
-            store_id: u128::from(settings.writer.id) << 64 | u128::from(settings.writer.pid),
-            namespaces: Vec::new(),
-        });
-        let mut changed = before.manifest.is_none();
-        for namespace in &settings.namespaces {
-            changed |= manifest.add(namespace).map_err(|e| e.with("path", settings.root.display()))?;
-        }
+        let relative = settings.tmp.filter(|tmp| tmp != Path::new(TMP));
+        let describe = |found: Option<Manifest>| describe(found, settings.writer, &settings.namespaces);
+        describe(before.manifest.clone()).map_err(|e| e.with("path", settings.root.display()))?;
         let block = check_space(&*disk, &settings.root, settings.capacity, before.manifest.is_none())?;
 
         let root_io = |e: io::Error, at: &Path| Error::io(OP, e).with("base_path", at.display());
@@ -70,11 +65,14 @@ impl<D: Disk> Store<D> {
         if new {
             made.paths.push((settings.root.join(LOCK), FileKind::File));
         }
-        // Somebody may have made the store between the look and the lock.
-        if before.manifest.is_none() && Manifest::read(&*disk, &settings.root)?.is_some() {
-            made.keep();
-            return Err(Error::new(ErrorKind::Busy, OP, "another process made this store just now"));
+        // Somebody may have made the store, or described more in it, between the look and the lock.
+        let found = Manifest::read(&*disk, &settings.root)?;
+        if found.is_none() && before.manifest.is_some() {
+            return Err(Error::new(ErrorKind::Busy, OP, "the manifest went away just now"));
         }
+        let fresh = found.is_none();
+        let (mut manifest, mut changed) =
+            describe(found).map_err(|e| e.with("path", settings.root.display()))?;
         let quarantine = settings.root.join(QUARANTINE);
         for dir in [&tmp, &quarantine] {
             if disk.metadata(dir).is_err() {
@@ -85,9 +83,15 @@ impl<D: Disk> Store<D> {
         let modes = Modes::new(settings.direct, settings.no_atime);
         let serial = AtomicU64::new(0);
         let temp = |n| tmp.join(temp_name(settings.writer.pid, settings.writer.id, n));
-        probe(&*disk, &modes, &temp(0), &settings.root, before.manifest.is_none())?;
+        probe(&*disk, &modes, &temp(0), &settings.root, fresh)?;
         modes.require(settings.direct, settings.no_atime)?;
         serial.store(2, std::sync::atomic::Ordering::Relaxed);
+        if manifest.tmp != relative {
+            let former = manifest.tmp.as_deref().unwrap_or(Path::new(TMP));
+            tidy(&*disk, &settings.root.join(former));
+            manifest.tmp = relative;
+            changed = true;
+        }
         if changed {
             manifest.write(&*disk, &settings.root, &temp(1))?;
         }
@@ -117,6 +121,7 @@ impl<D: Disk> Store<D> {
             writer: settings.writer,
             serial,
             snapshot_bytes: Mutex::new(0),
+            unsettled: Mutex::default(),
             changes: AtomicU64::new(0),
             snapshotting: AtomicBool::new(false),
             lock: Mutex::new(Some(held)),
@@ -128,9 +133,7 @@ impl<D: Disk> Store<D> {
     /// Writes the snapshot and lets others open the directory. Call it when nothing is in flight; blocks. Without a
     /// snapshot (no room, or the device said no) the next start reads every header.
     pub fn close(self: &Arc<Self>) {
-        let Some(lock) = self.lock.lock().take() else { return };
-        self.write_snapshot();
-        drop(lock);
+        drop(self.write_last_snapshot());
     }
 }
 
@@ -139,12 +142,11 @@ fn check_tmp(settings: &Settings) -> Result<PathBuf> {
         return Err(invalid("base_path", "\"\"", "the store needs a directory"));
     }
     let Some(tmp) = &settings.tmp else { return Ok(settings.root.join(TMP)) };
-    let plain = tmp.components().all(|c| matches!(c, Component::Normal(_)));
-    if !plain || tmp.as_os_str().is_empty() {
+    if !is_below(tmp) || tmp.to_str().is_none() {
         return Err(invalid(
             "relative_tmp_dir",
             tmp.display(),
-            "the temporary directory is given relative to base_path, without '..'",
+            "the temporary directory is given relative to base_path, as UTF-8 without '..'",
         ));
     }
     let first = tmp.components().next().map(|c| c.as_os_str().to_owned()).unwrap_or_default();
@@ -242,36 +244,73 @@ fn check_space<D: Disk>(disk: &D, root: &Path, capacity: Option<u64>, new: bool)
     Ok(if block.is_power_of_two() { block.clamp(4096, 1 << 20) } else { 4096 })
 }
 
+/// What the store is to say of itself, and whether that is more than it says.
+fn describe(found: Option<Manifest>, writer: Writer, namespaces: &[Namespace]) -> Result<(Manifest, bool)> {
+    let mut changed = found.is_none();
+    let mut manifest = found.unwrap_or_else(|| Manifest {
+        // 64 bits of the caller's draw and the process: enough to tell the stores of a fleet apart.
+        store_id: u128::from(writer.id) << 64 | u128::from(writer.pid),
+        namespaces: Vec::new(),
+        tmp: None,
+    });
+    for namespace in namespaces {
+        changed |= manifest.add(namespace)?;
+    }
+    Ok((manifest, changed))
+}
+
+/// Removes what was left unfinished where files were written before; the directory too, if nothing else is in it.
+fn tidy<D: Disk>(disk: &D, former: &Path) {
+    let left = orphans(disk, former).unwrap_or_default();
+    for path in left {
+        if let Err(e) = disk.unlink(&path) {
+            tracing::warn!(path = %path.display(), error = %e, "an unfinished file cannot be deleted");
+        }
+    }
+    drop(disk.remove_dir(former));
+}
+
+/// Whether the open file is the one under this name: it may have been removed, or another put in its place.
+pub(crate) fn is_at<D: Disk>(disk: &D, file: &D::File, path: &Path) -> io::Result<bool> {
+    let named = match disk.metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        named => named?,
+    };
+    Ok(named.inode == disk.file_metadata(file)?.inode)
+}
+
 /// Locks the directory; also whether the lock file is new. A new one that somebody else was faster to lock is theirs.
 fn lock<D: Disk>(disk: &D, root: &Path) -> Result<(D::File, bool)> {
-    let mut made = false;
     let path = root.join(LOCK);
     let failed = |e| Error::io(OP, e).with("base_path", root.display());
     let existing = Open { write: true, ..Open::default() };
-    let file = match disk.open(&path, existing) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            match disk.open(&path, Open { create_new: true, ..existing }) {
-                Ok(file) => {
-                    made = true;
-                    file
-                }
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                    disk.open(&path, existing).map_err(failed)?
-                }
-                Err(e) => return Err(failed(e)),
+    let busy =
+        |what| Error::new(ErrorKind::Busy, OP, what).with("base_path", root.display()).retrying(Retry::Later);
+    // An open that fails takes the lock file it made away again: who had opened that one then holds a lock on nothing.
+    for _ in 0..4 {
+        let mut made = false;
+        let opened = match disk.open(&path, existing) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                made = true;
+                disk.open(&path, Open { create_new: true, ..existing })
             }
+            opened => opened,
+        };
+        let file = match opened {
+            Err(e) if made && e.kind() == io::ErrorKind::AlreadyExists => continue,
+            opened => opened.map_err(failed)?,
+        };
+        match disk.try_lock(&file) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                return Err(busy("the store is open in another adapter or process"));
+            }
+            locked => locked.map_err(failed)?,
         }
-        opened => opened.map_err(failed)?,
-    };
-    disk.try_lock(&file).map_err(|e| {
-        if e.kind() != io::ErrorKind::WouldBlock {
-            return failed(e);
+        if is_at(disk, &file, &path).map_err(failed)? {
+            return Ok((file, made));
         }
-        Error::new(ErrorKind::Busy, OP, "the store is open in another adapter or process")
-            .with("base_path", root.display())
-            .retrying(Retry::Later)
-    })?;
-    Ok((file, made))
+    }
+    Err(busy("others are opening this store just now"))
 }
 
 /// Tries on a file what the store will do with every object: write, read, and rename into the root.

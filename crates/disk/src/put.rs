@@ -210,6 +210,7 @@ impl<D: Disk> Claim<D> {
         };
         let header = header.encode();
         let store = Arc::clone(self.store());
+        let mut remade = false;
         loop {
             self.discard();
             let path = store.temp_path();
@@ -224,6 +225,11 @@ impl<D: Disk> Claim<D> {
             match made {
                 Ok(file) => return Ok(Created { file, direct }),
                 Err(e) if store.modes.direct_write.refused(direct, &e, &path) => {}
+                // Somebody tidied up.
+                Err(e) if e.kind() == io::ErrorKind::NotFound && !remade => {
+                    remade = true;
+                    store.disk.create_dir_all(&store.tmp).map_err(|e| self.io_error(e))?;
+                }
                 Err(e) => return Err(self.io_error(e)),
             }
         }
@@ -257,12 +263,32 @@ impl<D: Disk> Claim<D> {
     ///
     /// # Errors
     /// `Io`, `NoSpace`: nothing is left.
-    pub fn publish(mut self, created: Created<D>) -> Result<Stored> {
-        match self.try_publish(created) {
+    pub fn publish(self, created: Created<D>) -> Result<Stored> {
+        self.publish_if(created, || true).map(|stored| stored.expect("it is wanted"))
+    }
+
+    /// As [`Self::publish`], if the object is still wanted when everything that may hang is behind it: its bytes and
+    /// names are on the device, as durable as they are to be, and all that is left is that it is found. Else (`None`)
+    /// nothing is left of it.
+    ///
+    /// # Errors
+    /// As [`Self::publish`]; `wanted` was not asked then.
+    pub fn publish_if(
+        mut self,
+        created: Created<D>,
+        wanted: impl FnOnce() -> bool,
+    ) -> Result<Option<Stored>> {
+        let mut wanted = Some(wanted);
+        let mut ask = || wanted.take().is_some_and(|wanted| wanted());
+        match self.try_publish(created, &mut ask) {
             Ok(stored) => {
-                let store = self.store();
-                count(if stored == Stored::Written { &store.counts.written } else { &store.counts.present });
-                store.changes.fetch_add(1, Ordering::Relaxed);
+                let counts = &self.store().counts;
+                count(match stored {
+                    Some(Stored::Written) => &counts.written,
+                    Some(Stored::Present) => &counts.present,
+                    None => &counts.failed,
+                });
+                self.store().changes.fetch_add(1, Ordering::Relaxed);
                 Ok(stored)
             }
             Err(e) => {
@@ -272,7 +298,11 @@ impl<D: Disk> Claim<D> {
         }
     }
 
-    fn try_publish(&mut self, created: Created<D>) -> io::Result<Stored> {
+    fn try_publish(
+        &mut self,
+        created: Created<D>,
+        wanted: &mut dyn FnMut() -> bool,
+    ) -> io::Result<Option<Stored>> {
         let store = Arc::clone(self.store());
         if store.durability != Durability::None {
             store.disk.sync_file(&created.file)?;
@@ -286,20 +316,25 @@ impl<D: Disk> Claim<D> {
             old.charge
         });
         let how = if old.is_some() { Publish::Replace } else { Publish::New };
-        let done = self.place(&store, how);
+        let done = self.place(&store, how, wanted);
         if let Some(charge) = old {
             match &done {
                 Ok(_) => store.index.lock().free(charge),
                 Err(_) => match store.take_out(self.object.key.fingerprint256(), None) {
                     Ok(()) => store.index.lock().free(charge),
-                    Err(e) => store.stuck(&e),
+                    Err(e) => store.stuck(Some(self.object.key.fingerprint256()), &e),
                 },
             }
         }
         done
     }
 
-    fn place(&mut self, store: &Arc<Store<D>>, mut how: Publish) -> io::Result<Stored> {
+    fn place(
+        &mut self,
+        store: &Arc<Store<D>>,
+        mut how: Publish,
+        wanted: &mut dyn FnMut() -> bool,
+    ) -> io::Result<Option<Stored>> {
         let fingerprint = *self.object.key.fingerprint256();
         let temp = self.temp.clone().expect("a file was created");
         // Each round makes what was in the way go; more rounds than that are another writer's doing.
@@ -313,21 +348,23 @@ impl<D: Disk> Claim<D> {
             match done {
                 Ok(made) => {
                     self.temp = None;
-                    if let Err(e) = self.sync_names(store, &fingerprint, made) {
-                        // Not known to be durable is not stored; nothing may be found of it.
-                        if let Err(e) = store.take_out(&fingerprint, None) {
-                            store.stuck(&e);
-                            self.reserved = self.reserved.saturating_sub(self.charge);
-                        }
-                        return Err(e);
+                    let synced = self.sync_names(store, &fingerprint, made);
+                    if synced.is_ok() && wanted() {
+                        self.found(store, self.generation, self.charge);
+                        return Ok(Some(Stored::Written));
                     }
-                    self.found(store, self.generation, self.charge);
-                    return Ok(Stored::Written);
+                    // Not known to be durable is not stored; nothing may be found of it.
+                    if let Err(e) = store.take_out(&fingerprint, None) {
+                        store.stuck(Some(&fingerprint), &e);
+                        self.reserved = self.reserved.saturating_sub(self.charge);
+                    }
+                    return synced.map(|()| None);
                 }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => match self.look(store, &fingerprint)? {
+                    Existing::Same(_) if !wanted() => return Ok(None),
                     Existing::Same(generation) => {
                         self.found(store, generation, self.charge);
-                        return Ok(Stored::Present);
+                        return Ok(Some(Stored::Present));
                     }
                     Existing::Other => how = Publish::Replace,
                     Existing::Gone => how = Publish::New,
@@ -386,7 +423,7 @@ impl<D: Disk> Claim<D> {
             && e.kind() != io::ErrorKind::NotFound
         {
             // The bytes stay taken; the next start removes what a dead writer left.
-            self.store().stuck(&e);
+            self.store().stuck(None, &e);
             let store = Arc::clone(self.store());
             store.index.lock().charge(self.charge);
         }

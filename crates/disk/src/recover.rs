@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -73,6 +73,16 @@ pub(crate) fn look_at<D: Disk>(disk: &D, path: &Path, fingerprint: &[u8; 32]) ->
     Ok(Looked::Good(object, meta.modified.into()))
 }
 
+/// What writers left unfinished in a directory.
+pub(crate) fn orphans<D: Disk>(disk: &D, tmp: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match disk.list(tmp) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+        listed => listed?,
+    };
+    let left = entries.into_iter().filter(|e| e.kind == FileKind::File && is_temp_name(&e.name));
+    Ok(left.map(|e| tmp.join(e.name)).collect())
+}
+
 impl<D: Disk> Store<D> {
     /// Fills the index, removes what dead writers left, and trims to the capacity.
     pub(crate) fn recover(self: &Arc<Self>) -> Result<()> {
@@ -133,10 +143,15 @@ impl<D: Disk> Store<D> {
 
     /// Files that were being written: the lock says that their writers are gone.
     fn remove_orphans(&self) -> io::Result<()> {
-        for entry in self.disk.list(&self.tmp)? {
-            if entry.kind == FileKind::File && is_temp_name(&entry.name) {
-                self.disk.unlink(&self.tmp.join(&entry.name))?;
-                count(&self.counts.deleted);
+        for path in orphans(&*self.disk, &self.tmp)? {
+            match self.disk.unlink(&path) {
+                Ok(()) => count(&self.counts.deleted),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => {
+                    let bytes = self.disk.metadata(&path).map_or(self.block, |m| m.allocated);
+                    self.index.lock().charge(bytes);
+                    self.stuck(None, &e);
+                }
             }
         }
         Ok(())
@@ -185,6 +200,7 @@ impl<D: Disk> Store<D> {
                         self.condemn(&fingerprint, charge, Miss::Header, &e.to_string());
                     } else {
                         tracing::warn!(path = %path.display(), error = %e, "an object cannot be looked at and is left out");
+                        self.unsettled.lock().insert([t, l]);
                         count(&self.counts.strangers);
                     }
                 }
@@ -258,7 +274,23 @@ impl<D: Disk> Store<D> {
     /// Writes a snapshot of the index, beside whatever else is going on; objects are evicted if it needs their room. That
     /// it fails is counted and said, and does no harm. Blocks.
     pub fn write_snapshot(self: &Arc<Self>) {
-        match self.try_write_snapshot() {
+        let mut bytes = self.snapshot_bytes.lock();
+        // Once the lock is gone, the directory is somebody else's.
+        if self.lock.lock().is_some() {
+            self.write_snapshot_alone(&mut bytes);
+        }
+    }
+
+    /// Writes the last snapshot, after which nobody writes another; the lock is the caller's to drop.
+    pub(crate) fn write_last_snapshot(self: &Arc<Self>) -> Option<D::File> {
+        let mut bytes = self.snapshot_bytes.lock();
+        let lock = self.lock.lock().take()?;
+        self.write_snapshot_alone(&mut bytes);
+        Some(lock)
+    }
+
+    fn write_snapshot_alone(self: &Arc<Self>, old_bytes: &mut u64) {
+        match self.try_write_snapshot(old_bytes) {
             Ok(()) => count(&self.counts.snapshots),
             Err(e) => {
                 count(&self.counts.snapshots_failed);
@@ -267,8 +299,7 @@ impl<D: Disk> Store<D> {
         }
     }
 
-    fn try_write_snapshot(self: &Arc<Self>) -> Result<()> {
-        let mut old_bytes = self.snapshot_bytes.lock();
+    fn try_write_snapshot(self: &Arc<Self>, old_bytes: &mut u64) -> Result<()> {
         let temp = self.temp_path();
         let changes = self.changes.load(Ordering::Relaxed);
         let mut reserved = 0;
@@ -294,7 +325,7 @@ impl<D: Disk> Store<D> {
             Ok(bytes) => {
                 let mut index = self.index.lock();
                 index.free(bytes);
-                index.overhead_grown(bytes as i64 - std::mem::replace(&mut *old_bytes, bytes) as i64);
+                index.overhead_grown(bytes as i64 - std::mem::replace(old_bytes, bytes) as i64);
                 drop(index);
                 self.changes.fetch_sub(changes, Ordering::Relaxed);
                 Ok(())
@@ -321,6 +352,7 @@ impl<D: Disk> Store<D> {
             from = next;
         }
         unsettled.extend(self.index.lock().held_dirs());
+        unsettled.extend(self.unsettled.lock().iter().copied());
         objects.sort_by_key(|o: &Object| o.used_at);
         let mut dirs = Vec::new();
         for t in 0..=255 {

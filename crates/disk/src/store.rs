@@ -1,5 +1,6 @@
 //! The store: the index, the room on the device, and who may work on which key.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -66,6 +67,8 @@ pub struct Store<D: Disk> {
     pub(crate) writer: Writer,
     pub(crate) serial: AtomicU64,
     pub(crate) snapshot_bytes: Mutex<u64>,
+    /// Directories with more in them than the index knows: no snapshot vouches for them.
+    pub(crate) unsettled: Mutex<HashSet<[u8; 2]>>,
     pub(crate) changes: AtomicU64,
     pub(crate) snapshotting: AtomicBool,
     /// Open and locked as long as the store is in use.
@@ -243,7 +246,7 @@ impl<D: Disk> Store<D> {
     pub(crate) fn purge(&self, bad: Vec<(OsString, u64)>) {
         for (name, bytes) in bad {
             match self.disk.unlink(&self.root.join(QUARANTINE).join(&name)) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => self.stuck(&e),
+                Err(e) if e.kind() != io::ErrorKind::NotFound => self.stuck(None, &e),
                 _ => self.index.lock().free(bytes),
             }
             count(&self.counts.deleted);
@@ -260,7 +263,7 @@ impl<D: Disk> Store<D> {
         for victim in &victims {
             match self.take_out(victim.key.fingerprint256(), None) {
                 Ok(()) => freed += victim.charge,
-                Err(e) => self.stuck(&e),
+                Err(e) => self.stuck(Some(victim.key.fingerprint256()), &e),
             }
         }
         self.changes.fetch_add(victims.len() as u64, Ordering::Relaxed);
@@ -269,9 +272,13 @@ impl<D: Disk> Store<D> {
         settled
     }
 
-    /// The device would not delete: the bytes stay counted until the next start.
-    pub(crate) fn stuck(&self, e: &io::Error) {
+    /// The device would not delete: the bytes stay counted until the next start. The object that they are of may be there
+    /// still, so no snapshot vouches for its directory.
+    pub(crate) fn stuck(&self, object: Option<&[u8; 32]>, e: &io::Error) {
         count(&self.counts.stuck);
+        if let Some([top, leaf, ..]) = object {
+            self.unsettled.lock().insert([*top, *leaf]);
+        }
         tracing::warn!(root = %self.root.display(), error = %e, "an object cannot be deleted; its bytes stay taken");
     }
 
@@ -308,7 +315,7 @@ impl<D: Disk> Store<D> {
                     count(&self.counts.deleted);
                     self.index.lock().free(charge);
                 }
-                Err(e) => self.stuck(&e),
+                Err(e) => self.stuck(Some(fingerprint), &e),
             },
         }
     }
@@ -333,11 +340,16 @@ impl<D: Disk> Store<D> {
     }
 
     fn release(self: &Arc<Self>, print: u128) {
-        let Some(next) = self.index.lock().pass_on(print) else { return };
-        let hold = Hold { store: Arc::clone(self), print };
-        // Not called from here: a long queue would be as many stack frames. If the engine is closed the job is dropped,
-        // and the hold with it passes on.
-        drop(self.disk.engine().spawn(false, Box::new(move || next(hold))));
+        loop {
+            let Some(next) = self.index.lock().pass_on(print) else { return };
+            let store = Arc::clone(self);
+            // Not called from here: a long queue would be as many stack frames. So would be the holds of jobs that a closed
+            // engine drops: there is none until the job runs.
+            let job = Box::new(move || next(Hold { store, print }));
+            if self.disk.engine().spawn(false, job).is_ok() {
+                return;
+            }
+        }
     }
 }
 
@@ -390,7 +402,7 @@ impl<D: Disk> Hold<D> {
                 Ok(true)
             }
             Err(e) => {
-                self.store.stuck(&e);
+                self.store.stuck(Some(key.fingerprint256()), &e);
                 Err(Error::io("remove object", e).with("key", key))
             }
         }

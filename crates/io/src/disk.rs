@@ -67,6 +67,8 @@ pub struct Meta {
     pub kind: FileKind,
     /// Last modification.
     pub modified: SystemTime,
+    /// The file's number in its file system: a file that is open may not be the one that is under its name now.
+    pub inode: u64,
 }
 
 /// A file system, or something that behaves like one.

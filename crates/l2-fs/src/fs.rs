@@ -9,15 +9,15 @@ use kvstrata_core::{Error, ErrorKind, Instant, Namespace, Result};
 use kvstrata_disk::{NewObject, Settings, Store, StoreStats, Writer};
 use kvstrata_io::{Disk, IoEngine, OsDisk, OsOptions};
 use kvstrata_l2::{
-    Adapter, Answer, Context, Driver, Fail, Found, Get, GetSink, Keys, L2Desc, L2List, L2Quotas, L2Remove,
-    L2Store, L2Usage, ListPage, MemoryKinds, Miss, Probe, Put, PutSink, Sink, StoreUsage, closed, timed_out,
+    Adapter, Answer, Context, Driver, Found, Get, GetSink, Keys, L2Desc, L2List, L2Quotas, L2Remove, L2Store,
+    L2Usage, ListPage, MemoryKinds, Miss, Pass, Probe, Put, PutSink, StoreUsage, Timer, closed, timed_out,
     until,
 };
 use parking_lot::Mutex;
 
 use crate::FsConfig;
 use crate::jobs::{Loading, Storing, spawn_loads, wrong_length};
-use crate::latch::latch;
+use crate::latch::{Idle, latch};
 
 /// What the adapter is given instead of reaching for it.
 #[derive(Debug)]
@@ -133,6 +133,11 @@ impl<D: Disk> FsStore<D> {
         &self.0.store
     }
 
+    /// The clock of all deadlines.
+    pub fn timer(&self) -> &Arc<dyn Timer> {
+        self.0.driver.timer()
+    }
+
     /// Why the adapter is out of service, if it is: see [`Store::fault`].
     pub fn fault(&self) -> Option<Error> {
         self.0.store.fault()
@@ -143,27 +148,8 @@ impl<D: Disk> FsStore<D> {
         self.0.store.stats()
     }
 
-    /// Refuses a request that is late or comes after the shutdown before any job begins.
-    fn refuse(&self, operation: &'static str, deadline: Instant) -> Option<Error> {
-        if self.0.driver.is_closed() {
-            return Some(closed(operation));
-        }
-        (deadline <= self.0.driver.timer().now()).then(|| timed_out(operation, deadline))
-    }
-
-    /// Watches the deadline of a request whose jobs are on their way, and waits for its answers.
-    async fn watch<T: Fail>(
-        &self,
-        operation: &'static str,
-        deadline: Instant,
-        done: Sink<T>,
-        idle: crate::latch::Idle,
-    ) {
-        self.0.driver.run(operation, deadline, done, idle).await;
-    }
-
-    fn begin_put(&self, request: Put, done: &PutSink) -> crate::latch::Idle {
-        let (job, idle) = latch();
+    fn begin_put(&self, request: Put, done: &PutSink, pass: &Pass) -> Idle {
+        let (job, idle) = latch(Some(pass.clone()));
         let mut objects = Vec::with_capacity(request.items.len());
         let mut bufs = Vec::with_capacity(request.items.len());
         for (position, item) in request.items.into_iter().enumerate() {
@@ -193,8 +179,8 @@ impl<D: Disk> FsStore<D> {
         idle
     }
 
-    fn begin_get(&self, request: Get, done: &GetSink) -> crate::latch::Idle {
-        let (job, idle) = latch();
+    fn begin_get(&self, request: Get, done: &GetSink, pass: &Pass) -> Idle {
+        let (job, idle) = latch(Some(pass.clone()));
         let mut wanted = Vec::with_capacity(request.items.len());
         let mut bufs = Vec::with_capacity(request.items.len());
         for (position, item) in request.items.into_iter().enumerate() {
@@ -260,32 +246,37 @@ impl<D: Disk> L2Store for FsStore<D> {
     async fn put(&self, request: Put, done: PutSink) {
         const OP: &str = "store objects";
         let deadline = request.deadline;
-        if let Some(e) = self.refuse(OP, deadline) {
-            drop(request);
-            return done.answer_rest(|_| Err(e.clone()));
-        }
-        let idle = self.begin_put(request, &done);
-        self.watch(OP, deadline, done, idle).await;
+        // Before any job begins, so that a shutdown either refuses the request or waits for it.
+        let pass = match self.0.driver.enter(OP, deadline) {
+            Ok(pass) => pass,
+            Err(e) => {
+                drop(request);
+                return done.answer_rest(|_| Err(e.clone()));
+            }
+        };
+        let idle = self.begin_put(request, &done, &pass);
+        self.0.driver.watch(pass, OP, deadline, done, idle).await;
     }
 
     async fn get(&self, request: Get, done: GetSink) {
         const OP: &str = "load objects";
         let deadline = request.deadline;
-        if let Some(e) = self.refuse(OP, deadline) {
-            for (position, item) in request.items.into_iter().enumerate() {
-                done.answer(position, Answer::Failed(e.clone(), Some(item.buf)));
+        let pass = match self.0.driver.enter(OP, deadline) {
+            Ok(pass) => pass,
+            Err(e) => {
+                for (position, item) in request.items.into_iter().enumerate() {
+                    done.answer(position, Answer::Failed(e.clone(), Some(item.buf)));
+                }
+                return;
             }
-            return;
-        }
-        let idle = self.begin_get(request, &done);
-        self.watch(OP, deadline, done, idle).await;
+        };
+        let idle = self.begin_get(request, &done, &pass);
+        self.0.driver.watch(pass, OP, deadline, done, idle).await;
     }
 
     async fn probe(&self, request: Probe) -> Vec<Result<Option<Found>>> {
-        if let Some(e) = self.refuse("look objects up", request.deadline) {
-            return request.keys.iter().map(|_| Err(e.clone())).collect();
-        }
-        match self.0.store.probe(&request.keys) {
+        let entered = self.0.driver.enter("look objects up", request.deadline);
+        match entered.and_then(|_pass| self.0.store.probe(&request.keys)) {
             Ok(found) => found.into_iter().map(Ok).collect(),
             Err(e) => request.keys.iter().map(|_| Err(e.clone())).collect(),
         }
@@ -294,7 +285,7 @@ impl<D: Disk> L2Store for FsStore<D> {
     async fn shutdown(&self, deadline: Instant) -> Result<()> {
         self.0.driver.shutdown(deadline).await?;
         let store = Arc::clone(&self.0.store);
-        let (job, mut idle) = latch();
+        let (job, mut idle) = latch(None);
         let close = Box::new(move || {
             store.close();
             drop(job);
@@ -313,11 +304,12 @@ impl<D: Disk> L2Store for FsStore<D> {
 impl<D: Disk> L2Remove for FsStore<D> {
     async fn remove(&self, keys: Keys, deadline: Instant) -> Vec<Result<bool>> {
         const OP: &str = "remove objects";
-        if let Some(e) = self.refuse(OP, deadline) {
-            return keys.iter().map(|_| Err(e.clone())).collect();
-        }
+        let pass = match self.0.driver.enter(OP, deadline) {
+            Ok(pass) => pass,
+            Err(e) => return keys.iter().map(|_| Err(e.clone())).collect(),
+        };
         let answers: Arc<Mutex<Vec<Option<Result<bool>>>>> = Arc::new(Mutex::new(vec![None; keys.len()]));
-        let (job, idle) = latch();
+        let (job, mut idle) = latch(Some(pass));
         for (at, key) in keys.iter().cloned().enumerate() {
             let (answers, job, store) = (Arc::clone(&answers), job.clone(), Arc::clone(&self.0.store));
             store.clone().hold_then(&key.clone(), move |hold| {
@@ -334,10 +326,10 @@ impl<D: Disk> L2Remove for FsStore<D> {
             });
         }
         drop(job);
-        let late = match self.0.driver.call(OP, deadline, idle).await {
+        let late = match until(&**self.0.driver.timer(), deadline, Pinned::new(&mut idle)).await {
             // A job that the engine refused was dropped.
-            Ok(()) => closed(OP),
-            Err(e) => e,
+            Some(()) => closed(OP),
+            None => timed_out(OP, deadline),
         };
         answers.lock().iter_mut().map(|a| a.take().unwrap_or_else(|| Err(late.clone()))).collect()
     }

@@ -62,7 +62,13 @@ impl<D: Disk> Storing<D> {
     fn spawn(self, claim: Claim<D>) {
         let store = Arc::clone(&self.store);
         let (position, done) = (self.position, self.done.clone());
-        if store.disk().engine().spawn(false, Box::new(move || self.run(claim))).is_err() {
+        // In this order: what was claimed is given back before the job counts as ended, also when it is never run.
+        let work = (claim, self);
+        let job = move || {
+            let (claim, storing) = work;
+            storing.run(claim);
+        };
+        if store.disk().engine().spawn(false, Box::new(job)).is_err() {
             done.answer(position, Err(closed("store object")));
         }
     }
@@ -82,12 +88,20 @@ impl<D: Disk> Storing<D> {
                 return self.answer(Err(e));
             }
         };
-        // From here on no time-out answers the key: what has timed out is not published.
         let Self { store, buf, position, done, job } = self;
         drop(buf);
-        if let Some(right) = done.claim(position) {
-            let stored = claim.publish(created);
-            right.answer(stored);
+        // Nothing that may hang comes after the right to answer is taken: from then on no time-out answers the key. What
+        // has timed out by then is taken off again.
+        let mut right = None;
+        let published = claim.publish_if(created, || {
+            right = done.claim(position);
+            right.is_some()
+        });
+        if let Some(stored) = published.transpose() {
+            match right {
+                Some(right) => right.answer(stored),
+                None => drop(done.answer(position, stored)),
+            }
         }
         store.snapshot_when_due();
         drop(job);
@@ -151,14 +165,18 @@ impl<D: Disk> Loading<D> {
     fn run(self) {
         let Self { store, mut pin, mut buf, position, done, job } = self;
         if !done.is_open(position) {
-            return;
+            return drop((pin, buf, job));
         }
         let answer = match read(&*store, &mut pin, &mut buf) {
             Ok(got) => match pin.finish(got) {
                 Ok(found) => Answer::Loaded(Loaded { buf, found, verified: false }),
                 Err(fault) => fault_answer(fault, buf),
             },
-            Err(fault) => fault_answer(fault, buf),
+            Err(fault) => {
+                // Whoever hears of the failure may want the object out of the way.
+                drop(pin);
+                fault_answer(fault, buf)
+            }
         };
         // If the key has timed out, the buffer ends here.
         done.answer(position, answer);

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use kvstrata_l2::Pass;
 use parking_lot::Mutex;
 
 /// One job that holds buffers. Clones are further jobs.
@@ -18,15 +19,17 @@ struct Shared(Mutex<State>);
 struct State {
     jobs: usize,
     waiting: Option<Waker>,
+    /// The request's; it goes with the last job.
+    pass: Option<Pass>,
 }
 
 /// Resolves when the last job is gone.
 #[derive(Debug)]
 pub(crate) struct Idle(Arc<Shared>);
 
-/// The first job, and the wait for all of them.
-pub(crate) fn latch() -> (Job, Idle) {
-    let shared = Arc::new(Shared(Mutex::new(State { jobs: 1, waiting: None })));
+/// The first job, and the wait for all of them. A shutdown waits for them too, whoever else does.
+pub(crate) fn latch(pass: Option<Pass>) -> (Job, Idle) {
+    let shared = Arc::new(Shared(Mutex::new(State { jobs: 1, waiting: None, pass })));
     (Job(Arc::clone(&shared)), Idle(shared))
 }
 
@@ -39,11 +42,15 @@ impl Clone for Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        let wake = {
+        let (wake, pass) = {
             let mut state = self.0.0.lock();
             state.jobs -= 1;
-            if state.jobs == 0 { state.waiting.take() } else { None }
+            if state.jobs > 0 {
+                return;
+            }
+            (state.waiting.take(), state.pass.take())
         };
+        drop(pass);
         if let Some(waker) = wake {
             waker.wake();
         }
@@ -69,7 +76,7 @@ mod tests {
 
     #[test]
     fn the_last_job_ends_the_wait() {
-        let (first, mut idle) = latch();
+        let (first, mut idle) = latch(None);
         let second = first.clone();
         let poll = |idle: &mut Idle| Pin::new(idle).poll(&mut Context::from_waker(Waker::noop())).is_ready();
         drop(first);

@@ -106,10 +106,22 @@ impl Driver {
         done: Sink<T>,
         work: impl Future<Output = ()> + Send + 'static,
     ) {
-        let pass = match self.enter(operation, deadline) {
-            Ok(pass) => pass,
-            Err(e) => return done.answer_rest(|_| T::failed(e.clone())),
-        };
+        match self.enter(operation, deadline) {
+            Ok(pass) => self.watch(pass, operation, deadline, done, work).await,
+            Err(e) => done.answer_rest(|_| T::failed(e.clone())),
+        }
+    }
+
+    /// As [`Self::run`], with the pass of a request that has entered already: for work that is under way before it can be
+    /// waited for.
+    pub async fn watch<T: Fail>(
+        &self,
+        pass: Pass,
+        operation: &'static str,
+        deadline: Instant,
+        done: Sink<T>,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) {
         let answered = done.answered();
         let timer = Arc::clone(&self.cx.timer);
         self.cx.spawn.spawn(Box::pin(async move {
@@ -160,7 +172,11 @@ impl Driver {
         })
     }
 
-    fn enter(&self, operation: &'static str, deadline: Instant) -> Result<Pass> {
+    /// Counts a request as running until its pass, and every clone of it, is dropped.
+    ///
+    /// # Errors
+    /// `Closed` after a shutdown, `TimedOut` if the deadline has passed.
+    pub fn enter(&self, operation: &'static str, deadline: Instant) -> Result<Pass> {
         if deadline <= self.cx.timer.now() {
             return Err(timed_out(operation, deadline));
         }
@@ -183,8 +199,16 @@ struct GateState {
     waiting: Vec<Waker>,
 }
 
-/// Counts one piece of work as running.
-struct Pass(Arc<Gate>);
+/// Counts one piece of work as running; a shutdown waits for it.
+#[derive(Debug)]
+pub struct Pass(Arc<Gate>);
+
+impl Clone for Pass {
+    fn clone(&self) -> Self {
+        self.0.0.lock().running += 1;
+        Self(Arc::clone(&self.0))
+    }
+}
 
 impl Drop for Pass {
     fn drop(&mut self) {

@@ -50,7 +50,7 @@ pub use decorators::{
     LimitOptions, LimitState, Limited, Meter, MeterCounts, Metered, OpCounts, Phase,
 };
 pub use digest::{digest_of, digest_of_filled};
-pub use driver::{Context, Driver, Spawn, Task, closed, timed_out, until};
+pub use driver::{Context, Driver, Pass, Spawn, Task, closed, timed_out, until};
 pub use join::{Call, all};
 pub use request::{Answer, Found, Get, GetItem, Keys, Loaded, Miss, Probe, Put, PutItem, Stored};
 pub use sink::{Answered, Claim, Fail, GetSink, PutSink, Receive, Sink};

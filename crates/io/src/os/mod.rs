@@ -226,5 +226,11 @@ fn kind(t: std::fs::FileType) -> FileKind {
 
 fn meta(m: &std::fs::Metadata) -> Result<Meta> {
     // `st_blocks` counts 512 bytes whatever the file system's blocks are.
-    Ok(Meta { len: m.len(), allocated: m.blocks() * 512, kind: kind(m.file_type()), modified: m.modified()? })
+    Ok(Meta {
+        len: m.len(),
+        allocated: m.blocks() * 512,
+        kind: kind(m.file_type()),
+        modified: m.modified()?,
+        inode: m.ino(),
+    })
 }

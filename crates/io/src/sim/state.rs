@@ -287,7 +287,7 @@ impl State {
         };
         // One millisecond for each change: later changes have later times, and equal runs have equal ones.
         let modified = SystemTime::UNIX_EPOCH + Duration::from_millis(1_000_000_000_000 + node.changed);
-        Ok(Meta { len, allocated: blocks * BLOCK as u64, kind, modified })
+        Ok(Meta { len, allocated: blocks * BLOCK as u64, kind, modified, inode: ino })
     }
 
     /// Writes what the free space allows: how many bytes, of at least one.
