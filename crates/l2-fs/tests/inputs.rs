@@ -239,6 +239,8 @@ fn a_full_file_system(at: &Path) -> Result<(), String> {
     let e = user.put([2]).remove(0).expect_err("no room");
     assert_eq!((e.kind(), user.fs.stats().declined), (ErrorKind::NoSpace, 1));
     assert!(matches!(user.get(1), Answer::Loaded(_)));
+    // A thread that has answered may have the store open for a moment yet; a shutdown waits for it.
+    user.runtime.block_on(user.fs.adapter().store.shutdown(Instant::FAR_FUTURE)).expect("a shutdown");
     drop(user);
     let user = User::of(&existing);
     assert!(matches!(user.get(1), Answer::Loaded(_)), "it can be opened when full");

@@ -72,7 +72,7 @@ impl Run {
 
     /// Floods the store with batches of a tenant's.
     fn flood(&self, salt: &str, from: u64) {
-        for batch in 0..12 {
+        for batch in 0..6 {
             for answer in self.put(salt, (0..32).map(|n| from + batch * 32 + n)) {
                 if let Err(e) = answer {
                     assert_eq!(e.kind(), ErrorKind::NoSpace, "{e}");
