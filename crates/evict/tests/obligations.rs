@@ -186,7 +186,7 @@ const STATED: [(&str, usize, usize); 11] = [
     ("S3-FIFO", 2 * 32 + 67 + 76, 8),
     ("SIEVE", 2 * 20 + 67 + 8, 1),
     ("IsolatedLRU", 2 * 32 + 67, 4),
-    ("life-table", 2 * 64 + 67 + 4 * 76 + 16, 150),
+    ("life-table", 2 * 64 + 8 * 76 + 16, 150),
 ];
 
 #[test]

@@ -1,7 +1,7 @@
 //! Ages in generations, and the buckets they are counted in.
 
 /// Generations that are told apart: what is older is all of one age. It is where the last bucket begins.
-pub(super) const OLDEST: u32 = 512;
+pub(super) const OLDEST: u32 = 128;
 
 /// Age buckets: four of one generation each, then two per doubling.
 pub(super) const BUCKETS: usize = bucket(OLDEST) + 1;

@@ -12,7 +12,7 @@ pub(super) type Table = [[f64; BUCKETS]; CLASSES];
 
 /// The life table: how long entries of each class and age were there to return, in generations, and how many did.
 ///
-/// Memory: 88 bytes for each of the last 512 generations, doubled as the vector grows, and 10 KiB.
+/// Memory: 344 bytes for each of the last 128 generations, and 25 KiB.
 #[derive(Debug)]
 pub(super) struct Census {
     /// Residents and ghosts by the generation of their last use, oldest first; the last is the current one. The first
@@ -30,8 +30,10 @@ pub(super) struct Census {
 
 impl Default for Census {
     fn default() -> Self {
+        let mut born = VecDeque::with_capacity(OLDEST as usize + 2);
+        born.push_back([0; CLASSES]);
         Self {
-            born: VecDeque::from([[0; CLASSES]]),
+            born,
             aged: [[0; CLASSES]; BUCKETS],
             now: 0,
             risk: [[0.0; BUCKETS]; CLASSES],
@@ -64,7 +66,7 @@ impl Census {
     pub(super) fn leave(&mut self, class: usize, generation: u32) {
         let age = self.age(generation);
         let row = (self.born.len() - 1).saturating_sub(age as usize);
-        // A ghost of 2^27 generations ago is taken for a younger one: then one is missing here.
+        // A ghost of 2^25 generations ago is taken for a younger one: then one is missing here.
         for count in [&mut self.born[row][class], &mut self.aged[bucket(age)][class]] {
             *count = count.saturating_sub(1);
         }

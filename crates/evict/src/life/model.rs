@@ -2,33 +2,36 @@
 
 use super::ages::{BUCKETS, first_age, log_length};
 use super::census::{Census, Table};
-use super::class::{CLASSES, KINDS, inner, kind, uses};
+use super::class::{CLASSES, KINDS, SIZES, inner, kind, size, uses};
 
 /// Rounds of proportional fitting. The factors are settled to a few percent after two or three.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 2;
 /// How many times more the model weighs than the counts of a class and age themselves.
 const WEIGHT: f64 = 32.0;
+/// How many times more a factor's absence weighs than what was counted for it.
+const PRIOR: f64 = 4.0;
 
 /// The index of each class at each age: the best ratio, over all times to wait, of the chance to be used again to the
 /// time that the space is taken for it, per generation. It is Gittins' index of a job that ends when it is used.
 ///
 /// Counts of one class at one age are few, so they are drawn to a model, and the model to a weaker one:
-/// first, that anything unused for `t` generations returns at a rate of `k / t`, which holds at any scale;
+/// first, that what returns at a rate `r` when unused for `t` generations returns at `r / 2` after `2 t`, at any scale;
 /// then, a rate per age that all classes share;
-/// then, a factor for the kind of an entry and one for where in its request it was.
+/// then, a factor for the kind of an entry, one for where in its request it was, and one for the length of that.
 /// How hard is measured: chunks of a request return together, so `chunks / requests` returns count as one.
 #[derive(Debug)]
 pub(super) struct Model {
     pub(super) index: Table,
     kinds: [f64; KINDS],
     inner: [f64; 2],
+    sizes: [f64; SIZES],
 }
 
 impl Default for Model {
-    /// Before anything is known: the older, the less. Classes are alike, so it is LRU.
+    /// Before anything is known: the older, the less. Classes are alike, so it is LRU by generations.
     fn default() -> Self {
         let by_age = std::array::from_fn(|at| 1.0 / middle(at));
-        Self { index: [by_age; CLASSES], kinds: [1.0; KINDS], inner: [1.0; 2] }
+        Self { index: [by_age; CLASSES], kinds: [1.0; KINDS], inner: [1.0; 2], sizes: [1.0; SIZES] }
     }
 }
 
@@ -49,26 +52,20 @@ impl Model {
         let returns: [f64; CLASSES] = std::array::from_fn(|class| sum(&census.returns, &|_| 1.0, class));
         let expected: [f64; CLASSES] =
             std::array::from_fn(|class| sum(&census.risk, &|at| shared[at], class));
+        let prior = one * PRIOR;
         for _ in 0..ROUNDS {
             // A kind nothing is known of is taken to return the more, the more often it was used.
-            let mut seen: [_; KINDS] = std::array::from_fn(|kind| (one * uses(kind) as f64, one));
-            for class in 0..CLASSES {
-                let (found, due) = &mut seen[kind(class)];
-                *found += returns[class];
-                *due += expected[class] * self.inner[inner(class)];
-            }
-            self.kinds = seen.map(|(found, due)| found / due);
-            let mut seen = [(one, one); 2];
-            for class in 0..CLASSES {
-                let (found, due) = &mut seen[inner(class)];
-                *found += returns[class];
-                *due += expected[class] * self.kinds[kind(class)];
-            }
-            self.inner = seen.map(|(found, due)| found / due);
+            let start = std::array::from_fn(|kind| (prior * uses(kind) as f64, prior));
+            let others = |class| self.inner[inner(class)] * self.sizes[size(class)];
+            self.kinds = proportions(start, kind, &returns, &expected, others);
+            let others = |class| self.kinds[kind(class)] * self.sizes[size(class)];
+            self.inner = proportions([(prior, prior); 2], inner, &returns, &expected, others);
+            let others = |class| self.kinds[kind(class)] * self.inner[inner(class)];
+            self.sizes = proportions([(prior, prior); SIZES], size, &returns, &expected, others);
         }
+        let drawn = one * WEIGHT;
         for class in 0..CLASSES {
-            let factor = self.kinds[kind(class)] * self.inner[inner(class)];
-            let drawn = one * WEIGHT;
+            let factor = self.kinds[kind(class)] * self.inner[inner(class)] * self.sizes[size(class)];
             let rates = std::array::from_fn(|at| {
                 (census.returns[class][at] + drawn) / (census.risk[class][at] + drawn / (shared[at] * factor))
             });
@@ -77,34 +74,75 @@ impl Model {
     }
 }
 
-/// Returns per generation at each age, of all classes together.
+/// The factor of each group of classes: what returned in it over what was due without the factor, from a start.
+fn proportions<const N: usize>(
+    start: [(f64, f64); N],
+    group: impl Fn(usize) -> usize,
+    returns: &[f64; CLASSES],
+    expected: &[f64; CLASSES],
+    others: impl Fn(usize) -> f64,
+) -> [f64; N] {
+    let mut seen = start;
+    for class in 0..CLASSES {
+        let (found, due) = &mut seen[group(class)];
+        *found += returns[class];
+        *due += expected[class] * others(class);
+    }
+    seen.map(|(found, due)| found / due)
+}
+
+/// Returns per generation at each age, of all classes together. An age that few lived to see goes by the one before it:
+/// what nobody lived to see is no reason to let the old go for the young.
 fn shared_rates(census: &Census, one: f64) -> [f64; BUCKETS] {
     let total = |table: &Table, at: usize| -> f64 { table.iter().map(|of_class| of_class[at]).sum() };
     let returns: [f64; BUCKETS] = std::array::from_fn(|at| total(&census.returns, at));
     let risk: [f64; BUCKETS] = std::array::from_fn(|at| total(&census.risk, at));
     let by_time: f64 = risk.iter().enumerate().map(|(at, risk)| risk / middle(at)).sum();
-    let scale = (returns.iter().sum::<f64>() + 1.0) / (by_time + 10.0);
-    std::array::from_fn(|at| (returns[at] + one) / (risk[at] + one * middle(at) / scale))
+    // Returns per generation, times the generations.
+    let mut scale = (returns.iter().sum::<f64>() + 1.0) / (by_time + 10.0);
+    std::array::from_fn(|at| {
+        let rate = (returns[at] + one) / (risk[at] + one * middle(at) / scale);
+        scale = rate * middle(at);
+        rate
+    })
 }
 
 /// The best of all times to wait, from each age on.
 fn indices(rates: &[f64; BUCKETS]) -> [f64; BUCKETS] {
-    // For each bucket, the chance to return within it, and the generations spent in it, of those that come into it.
-    let stages: [(f64, f64); BUCKETS] = std::array::from_fn(|at| {
+    // Stretches of ages that are waited through or not, as a whole; each is worth more than the one after it.
+    let mut ahead = [Stretch::default(); BUCKETS];
+    let mut count = 0;
+    let mut index = [0.0; BUCKETS];
+    for at in (0..BUCKETS).rev() {
         let mut stay = 1.0 / (1.0 + rates[at]);
         for _ in 0..log_length(at) {
             stay *= stay;
         }
-        (1.0 - stay, (1.0 - stay) / rates[at])
-    });
-    std::array::from_fn(|from| {
-        let (mut best, mut chance, mut time, mut there) = (0.0_f64, 0.0, 0.0, 1.0);
-        for (returns, spent) in &stages[from..] {
-            chance += there * returns;
-            time += there * spent;
-            there *= 1.0 - returns;
-            best = best.max(chance / time);
+        let returns = 1.0 - stay;
+        let mut stretch = Stretch { returns, time: returns / rates[at], stay };
+        while count > 0 && ahead[count - 1].returns * stretch.time > stretch.returns * ahead[count - 1].time {
+            count -= 1;
+            stretch.extend(&ahead[count]);
         }
-        best
-    })
+        ahead[count] = stretch;
+        count += 1;
+        index[at] = stretch.returns / stretch.time;
+    }
+    index
+}
+
+/// Of those that come into a stretch of ages: how many return in it, how long they are in it, and how many leave it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stretch {
+    returns: f64,
+    time: f64,
+    stay: f64,
+}
+
+impl Stretch {
+    fn extend(&mut self, next: &Self) {
+        self.returns += self.stay * next.returns;
+        self.time += self.stay * next.time;
+        self.stay *= next.stay;
+    }
 }

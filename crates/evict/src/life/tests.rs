@@ -1,10 +1,11 @@
 //! The policy against a plain one that keeps everything in one vector, counts by looking at all of it, and searches.
 
 use super::ages::{BUCKETS, bucket};
+use super::cells::rank_key;
 use super::census::Census;
 use super::class::{CLASSES, Chain, MOST_USES, class, kind, uses};
 use super::model::Model;
-use super::{GHOSTS, LifeTable};
+use super::{FIT_USES, GHOSTS, LifeTable, MIN_USES};
 use crate::{Access, Entry, EvictionPolicy, Removal, Slot, TenantId};
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -24,7 +25,10 @@ struct Known {
     pins: u32,
     class: usize,
     generation: u32,
+    /// When it was used last.
     used: usize,
+    /// Its place in the list of its class and generation; none when a walk came by while it was pinned.
+    place: Option<i64>,
     /// The slot before it, and which of its tenants.
     parent: Option<(u32, u32)>,
 }
@@ -42,8 +46,11 @@ struct Plain {
     returned: HashMap<u64, bool>,
     request: u64,
     spent: u64,
-    uses: usize,
+    uses: u32,
+    unfitted: u32,
     clock: usize,
+    /// Places at the front are given out below this.
+    front: i64,
 }
 
 impl Plain {
@@ -58,7 +65,7 @@ impl Plain {
     fn pass(&mut self, weight: u64, cx: &Access) {
         let most = if self.request == cx.request { CAPACITY / 4 } else { CAPACITY / 8 };
         self.request = cx.request;
-        if self.uses >= 64 && self.spent >= most {
+        if self.uses >= MIN_USES && self.spent >= most {
             // Summed first, so that it is rounded as little.
             let mut lived = [[0.0; BUCKETS]; CLASSES];
             for known in &self.known {
@@ -68,12 +75,16 @@ impl Plain {
             let risk = self.census.risk.iter_mut().flatten();
             risk.zip(lived.iter().flatten()).for_each(|(risk, lived)| *risk += lived);
             self.census.fade();
-            self.model.fit(&self.census);
+            if self.unfitted >= FIT_USES {
+                self.model.fit(&self.census);
+                self.unfitted = 0;
+            }
             self.generation += 1;
             (self.spent, self.uses) = (0, 0);
         }
         self.spent += weight;
         self.uses += 1;
+        self.unfitted += 1;
         self.clock += 1;
     }
 
@@ -86,7 +97,9 @@ impl Plain {
             self.census.returns[known.class][bucket(self.generation - known.generation)] += 1.0;
             self.census.chunks += 1.0;
             self.census.requests += f64::from(u8::from(first));
-            now = (uses(kind(known.class)) + 1).min(MOST_USES);
+            // What had to go and comes back is not used more often than before.
+            let used = uses(kind(known.class));
+            now = if known.slot.is_some() { (used + 1).min(MOST_USES) } else { used.max(2) };
         }
         class(now, Chain { length: cx.chain, matched }, cx.position)
     }
@@ -99,7 +112,18 @@ impl Plain {
         let class = self.observe(ghost.as_ref(), cx);
         let parent = (slot > 0).then(|| (slot / 4, self.tenants.get(&(slot / 4)).copied().unwrap_or(0)));
         let (generation, used) = (self.generation, self.clock);
-        self.known.push(Known { slot: Some(slot), print, weight, pins: 0, class, generation, used, parent });
+        let place = Some(used as i64);
+        self.known.push(Known {
+            slot: Some(slot),
+            print,
+            weight,
+            pins: 0,
+            class,
+            generation,
+            used,
+            place,
+            parent,
+        });
         self.most = self.most.max(self.known.len() - self.ghosts().count());
     }
 
@@ -110,6 +134,7 @@ impl Plain {
         let (generation, used) = (self.generation, self.clock);
         if let Some(known) = self.resident(slot) {
             (known.class, known.generation, known.used) = (class, generation, used);
+            known.place = Some(used as i64);
         }
     }
 
@@ -136,33 +161,56 @@ impl Plain {
         }
     }
 
-    fn victims(&self, want: u64) -> Vec<u32> {
-        let worth =
-            |known: &&Known| self.model.index[known.class][bucket(self.generation - known.generation)];
-        let (mut out, mut total, mut root) = (Vec::new(), 0, None);
-        while total < want {
-            let free =
-                |known: &&Known| known.pins == 0 && known.slot.is_some_and(|slot| !out.contains(&slot));
-            // The oldest of each class, and of those the one that is worth least.
-            let oldest =
-                |class| self.known.iter().filter(free).filter(|k| k.class == class).min_by_key(|k| k.used);
-            let first = (0..CLASSES).filter_map(oldest);
-            let first = first.min_by(|a, b| worth(a).total_cmp(&worth(b)).then(a.used.cmp(&b.used)));
-            let Some(first) = root.or(first) else { break };
-            let mut next = first;
-            // Down to a leaf, by the least recently used.
-            let child = |of: &Known| {
-                let slot = of.slot.unwrap_or_default();
-                let name = (slot, self.tenants.get(&slot).copied().unwrap_or(0));
-                self.known.iter().filter(free).filter(|k| k.parent == Some(name)).min_by_key(|k| k.used)
-            };
-            while let Some(child) = child(next) {
-                next = child;
+    fn unpin(&mut self, slot: u32) {
+        let front = self.front - 1;
+        let Some(known) = self.resident(slot).filter(|known| known.pins > 0) else { return };
+        known.pins -= 1;
+        if known.pins == 0 && known.place.is_none() {
+            known.place = Some(front);
+            self.front = front;
+        }
+    }
+
+    fn victims(&mut self, want: u64) -> Vec<u32> {
+        let worth = |known: &Known| {
+            let bucket = bucket(self.generation - known.generation);
+            (
+                rank_key(self.model.index[known.class][bucket], known.class, bucket),
+                known.generation,
+                known.place,
+            )
+        };
+        // Everybody, from what is worth least.
+        let mut order: Vec<usize> = (0..self.known.len()).collect();
+        order.retain(|&at| self.known[at].slot.is_some() && self.known[at].place.is_some());
+        order.sort_by_key(|&at| worth(&self.known[at]));
+        let (mut out, mut total) = (Vec::new(), 0);
+        for at in order {
+            if total >= want {
+                break;
             }
-            // What others follow goes when they are gone, before anything else is looked at.
-            root = (next.slot != first.slot).then_some(first);
-            total += next.weight;
-            out.push(next.slot.unwrap_or_default());
+            if self.known[at].pins > 0 {
+                self.known[at].place = None;
+                continue;
+            }
+            let root = self.known[at].slot.unwrap_or_default();
+            while total < want && !out.contains(&root) {
+                let free =
+                    |known: &&Known| known.pins == 0 && known.slot.is_some_and(|slot| !out.contains(&slot));
+                let mut next = &self.known[at];
+                // Down to a leaf, by the least recently used.
+                let child = |of: &Known| {
+                    let slot = of.slot.unwrap_or_default();
+                    let name = (slot, self.tenants.get(&slot).copied().unwrap_or(0));
+                    let children = self.known.iter().filter(free).filter(|k| k.parent == Some(name));
+                    children.min_by_key(|k| k.used)
+                };
+                while let Some(child) = child(next) {
+                    next = child;
+                }
+                total += next.weight;
+                out.push(next.slot.unwrap_or_default());
+            }
         }
         out
     }
@@ -176,6 +224,7 @@ proptest! {
     ) {
         let (mut policy, mut plain) = (LifeTable::default(), Plain::default());
         policy.set_capacity(CAPACITY);
+        policy.fewest_ghosts = 0;
         for (n, &(step, slot, print, size)) in steps.iter().enumerate() {
             let cx = Access { request: n as u64 / 7, position: size % 5, chain: 1 + print as u32 % 7 };
             let s = Slot(slot);
@@ -196,7 +245,7 @@ proptest! {
                 }
                 12..14 => {
                     policy.unpin(s);
-                    if let Some(known) = plain.resident(slot) { known.pins = known.pins.saturating_sub(1); }
+                    plain.unpin(slot);
                 }
                 14 => {
                     let why = if size % 2 == 0 { Removal::Evicted } else { Removal::Deleted };
