@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::extra;
 use crate::workspace::{Workspace, cargo};
 
 /// How a newcomer runs all tests; the README gives the same line.
 pub(crate) const TEST_COMMAND: &str = "cargo test --workspace";
 
 /// The cheap ones come first; the tests come last, so that their closing lines are near the end of the log.
-const STEPS: [(&str, Step); 9] = [
+const STEPS: [(&str, Step); 10] = [
     ("fmt", |w| commands(w, &[&["fmt", "--all", "--check"]])),
     ("dag", |w| commands(w, &[&["xtask", "dag"]])),
     ("tidy", |w| commands(w, &[&["xtask", "tidy"]])),
@@ -23,6 +24,7 @@ const STEPS: [(&str, Step); 9] = [
     }),
     ("alone", alone),
     ("doc", |w| commands(w, &[&["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"]])),
+    ("miri", extra::miri),
     ("tests", |w| {
         let words: Vec<&str> = TEST_COMMAND.split(' ').skip(1).collect();
         commands(w, &[&words])
@@ -31,7 +33,8 @@ const STEPS: [(&str, Step); 9] = [
 
 type Step = fn(&Workspace) -> Result<Outcome>;
 
-enum Outcome {
+/// How a step ended.
+pub(crate) enum Outcome {
     Passed,
     Failed,
     /// It cannot run here, for this reason.
@@ -74,6 +77,18 @@ pub(crate) fn run(wanted: &[String]) -> Result<ExitCode> {
     }
     println!("{:<8} {:>7.1} s  {}", "ci", total.as_secs_f64(), if failed { "FAILED" } else { "ok" });
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Runs one step by itself; that it cannot run here is said, and is no failure.
+pub(crate) fn one(step: Step) -> Result<ExitCode> {
+    Ok(match step(&Workspace::load()?)? {
+        Outcome::Passed => ExitCode::SUCCESS,
+        Outcome::Failed => ExitCode::FAILURE,
+        Outcome::NotRun(why) => {
+            println!("not run: {why}");
+            ExitCode::SUCCESS
+        }
+    })
 }
 
 /// Runs cargo with each list of arguments, to the first that fails.

@@ -4,6 +4,7 @@
 //! cargo xtask dag          every arrow between crates against docs/dag.toml
 //! cargo xtask tidy         what a compiler does not check: sizes, clocks, doc pages, links
 //! cargo xtask deps         what each library crate pulls in against docs/deps.toml
+//! cargo xtask miri         the unsafe code of mem under Miri, where a nightly toolchain has it
 //! cargo xtask ci [STEP..]  everything that CI runs, or only these steps of it
 //! cargo xtask sim ..       plays seeds of the simulation; `--help` says how
 //! ```
@@ -14,6 +15,7 @@
 mod ci;
 mod dag;
 mod deps;
+mod extra;
 mod findings;
 mod programs;
 mod source;
@@ -28,7 +30,7 @@ use workspace::Workspace;
 
 fn usage() -> String {
     format!(
-        "usage: cargo xtask dag | tidy | deps | ci [STEP..] | {} [ARG..]\nsteps of ci: {}",
+        "usage: cargo xtask dag | tidy | deps | miri | ci [STEP..] | {} [ARG..]\nsteps of ci: {}",
         programs::NAMES.join(" | "),
         ci::step_names().join(", ")
     )
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         ("dag", []) => report("dag", dag::run),
         ("tidy", []) => report("tidy", tidy::run),
         ("deps", []) => report("deps", deps::run),
+        ("miri", []) => ci::one(extra::miri),
         ("ci", steps) if ci::knows(steps) => ci::run(steps),
         (name, args) if programs::NAMES.contains(&name) => programs::run(name, args),
         ("help" | "--help" | "-h", _) => {

@@ -360,7 +360,7 @@ fn from(bits: u64, first: usize) -> u64 {
 }
 
 // All of this is safe code, and too much of it for Miri.
-#[cfg(all(test, not(miri)))]
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
@@ -423,6 +423,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..Default::default() })]
 
         #[test]
+        #[cfg_attr(miri, ignore = "safe code, and too slow here")]
         fn agrees_with_one_flag_per_unit(
             spans in prop::collection::vec((1u32..300, 0u64..64), 1..4),
             ops in prop::collection::vec(op(), 1..250),
@@ -475,6 +476,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "safe code, and too slow here")]
     fn equal_pieces_fill_a_span_to_the_last_one() {
         for units in [1, 2, 3, 7, 63, 64, 65, 1000, LARGE - 1, LARGE, LARGE + 1] {
             let mut fit = Fit::new();
@@ -489,6 +491,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "safe code, and too slow here")]
     fn the_one_exact_hole_is_found_among_many_that_are_a_unit_short() {
         let mut fit = Fit::new();
         let n = 2000;
@@ -504,6 +507,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "safe code, and too slow here")]
     fn lengths_are_found_across_words_and_groups() {
         let all = [1, 63, 64, 65, 4095, 4096, 4097, 70_000, LARGE - 1];
         let mut lengths = Lengths::new();
@@ -521,6 +525,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "safe code, and too slow here")]
     fn a_removed_span_leaves_its_place_to_the_next_one() {
         let mut fit = Fit::new();
         let first = fit.add(10, 0);

@@ -233,7 +233,7 @@ impl Mapping {
     }
 
     /// How many pages of the mapping are in memory.
-    #[cfg(all(test, not(miri)))]
+    #[cfg(test)]
     pub(super) fn resident(&self) -> usize {
         let mut pages = vec![0u8; self.len.div_ceil(machine::page_size())];
         // SAFETY: the range is this mapping, and there is a byte for each of its pages.

@@ -64,7 +64,7 @@ impl fmt::Debug for MmapRegion {
     }
 }
 
-#[cfg(all(test, not(miri)))]
+#[cfg(test)]
 mod tests {
     use kvstrata_core::ErrorKind;
 
@@ -77,6 +77,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps memory and asks the system")]
     fn pages_are_committed_when_written_unless_prefaulted() {
         let len = 64 * machine::page_size();
         let lazy = MmapRegion::new(len, &RegionOptions::default()).expect("map");
@@ -91,6 +92,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps memory and asks the system")]
     fn transparent_huge_pages_begin_at_a_huge_page_or_are_reported() {
         let options =
             RegionOptions { huge_pages: HugePages::Transparent, prefault: true, ..Default::default() };
@@ -108,6 +110,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps memory and asks the system")]
     fn too_few_huge_pages_say_how_to_reserve_them() {
         let all = machine::machine_memory() as usize & !((2 << 20) - 1);
         let options = RegionOptions { huge_pages: HugePages::Explicit, ..Default::default() };
@@ -140,6 +143,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps memory and asks the system")]
     fn bad_sizes_and_nodes_are_refused_by_name() {
         let plain = RegionOptions::default();
         for len in [0, 1, 4095, 4097] {
@@ -156,6 +160,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps memory and asks the system")]
     fn pages_come_from_the_chosen_node_or_that_is_reported() {
         let nodes = machine::memory_nodes();
         let node = nodes.split([',', '-']).next_back().and_then(|n| n.parse().ok());
@@ -191,6 +196,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps memory and asks the system")]
     fn locked_memory_is_locked_or_the_limit_is_named() {
         let options = RegionOptions { lock: true, prefault: true, ..Default::default() };
         match MmapRegion::new(64 << 10, &options) {

@@ -304,7 +304,7 @@ impl fmt::Debug for ShmRegion {
     }
 }
 
-#[cfg(all(test, not(miri)))]
+#[cfg(test)]
 mod tests {
     use std::fs;
     use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -337,6 +337,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps memory and asks the system")]
     fn a_memfd_is_seen_through_its_descriptor_and_keeps_its_size() {
         let region = MemfdRegion::new("kvstrata-test", LEN, &RegionOptions::default()).expect("memfd");
         assert_eq!((region.kind(), region.len()), (RegionKind::Shared, LEN));
@@ -353,6 +354,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps memory and asks the system")]
     fn a_named_object_is_private_to_the_user_and_gone_after_the_drop() {
         let name = unused_name("life");
         let region = create(&name[1..], Stale::Refuse).expect("create");
@@ -371,6 +373,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps memory and asks the system")]
     fn a_living_owner_keeps_the_name() {
         let name = unused_name("living");
         let owner = create(&name, Stale::Refuse).expect("create");
@@ -384,6 +387,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps memory and asks the system")]
     fn what_a_dead_owner_left_is_refused_or_replaced() {
         let name = unused_name("stale");
         fs::write(path(&name), b"left over").expect("write");
@@ -402,6 +406,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps memory and asks the system")]
     fn bad_names_are_refused_before_anything_is_made() {
         let long = "x".repeat(251);
         for name in ["", "/", ".", "/..", "a/b", "//a", "a\0b", &long] {
@@ -414,6 +419,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps memory and asks the system")]
     fn sizes_that_do_not_fit_leave_nothing_behind() {
         let name = unused_name("size");
         let plain = RegionOptions::default();
@@ -436,6 +442,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps memory and asks the system")]
     fn prefaulted_shared_memory_has_all_its_pages() {
         let options = RegionOptions { prefault: true, ..Default::default() };
         let region = MemfdRegion::new("m", LEN, &options).expect("memfd");
@@ -445,6 +452,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps memory and asks the system")]
     fn huge_pages_behind_shared_memory_work_or_are_reported() {
         let options = RegionOptions { huge_pages: HugePages::Transparent, ..Default::default() };
         let region = MemfdRegion::new("m", 4 << 20, &options).expect("memfd");
