@@ -69,4 +69,6 @@ pub use load::{Fault as LoadFault, Opened, Pin};
 pub use manifest::Manifest;
 pub use put::{Begin, Claim, Created};
 pub use settings::{Durability, Quotas, Settings, StoreStats, Wanted, Writer};
+#[doc(hidden)]
+pub use snapshot::rewrite_index;
 pub use store::{Hold, NewObject, Store};

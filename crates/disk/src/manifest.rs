@@ -116,7 +116,13 @@ impl Manifest {
         same("digest", &m.digest, DIGEST)?;
         let store_id = u128::from_str_radix(&m.store_id, 16)
             .map_err(|e| corrupt("store_id is no hexadecimal number").caused_by(e))?;
-        let namespaces = m.namespaces.iter().map(Namespace::try_from).collect::<Result<_>>()?;
+        let namespaces: Vec<Namespace> =
+            m.namespaces.iter().map(Namespace::try_from).collect::<Result<_>>()?;
+        for (i, namespace) in namespaces.iter().enumerate() {
+            if namespaces[..i].iter().any(|n| n.model == namespace.model) {
+                return Err(corrupt("a model is described twice").with("model", &namespace.model));
+            }
+        }
         if let Some(tmp) = m.tmp.as_ref().filter(|tmp| !is_below(tmp)) {
             return Err(corrupt("tmp is no directory below the store's").with("tmp", tmp.display()));
         }

@@ -205,6 +205,14 @@ impl Snapshot {
     }
 }
 
+/// An index snapshot, decoded and encoded again: what fuzzers and tools hold against the bytes they gave.
+///
+/// # Errors
+/// `Corrupt` for what is no snapshot of the store with this id.
+pub fn rewrite_index(bytes: &[u8], store_id: u128) -> Result<Vec<u8>> {
+    Snapshot::decode(bytes, store_id, |len| len).map(|s| s.encode())
+}
+
 fn record(object: &Object, scope: u32, out: &mut Vec<u8>) {
     let start = out.len();
     let hash = object.key.hash().as_bytes();
