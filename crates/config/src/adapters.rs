@@ -2,8 +2,14 @@
 
 use std::fmt;
 
+use kvstrata_core::{Error, Result};
+use kvstrata_l2::{BreakerOptions, LimitOptions};
+use kvstrata_manager::{AdapterOptions, InFlight};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use crate::registry::unknown_key;
+use crate::size::{ByteSize, span};
 
 /// The settings of one adapter: `type`, perhaps `name`, and the keys of that type.
 ///
@@ -34,10 +40,75 @@ impl AdapterSettings {
         self.0.get("weight").and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok()).unwrap_or(1)
     }
 
+    /// How the manager is to treat it: `weight`, `breaker` (false, true, or an object with any of `consecutive`, `ratio`,
+    /// `window`, `at_least`, `cool_down`, `cool_down_max`) and `max_in_flight` (bytes; 0 for no limit).
+    ///
+    /// # Errors
+    /// `Invalid` with the key and what it takes.
+    pub fn options(&self) -> Result<AdapterOptions> {
+        let mut options = AdapterOptions::from(self.weight());
+        for key in OPTIONS {
+            match self.0.get(key) {
+                None | Some(Value::Null) => {}
+                Some(value) => {
+                    option(&mut options, key, value).map_err(|m| Error::invalid(OP, m).with("key", key))?
+                }
+            }
+        }
+        Ok(options)
+    }
+
     /// All keys, `type` and `name` among them.
     pub fn keys(&self) -> &Map<String, Value> {
         &self.0
     }
+}
+
+const OP: &str = "read adapter settings";
+
+/// Keys that every adapter has and that its factory does not see.
+pub(crate) const OPTIONS: [&str; 2] = ["breaker", "max_in_flight"];
+
+fn option(options: &mut AdapterOptions, key: &str, value: &Value) -> Result<(), String> {
+    match (key, value) {
+        ("breaker", Value::Bool(on)) => options.breaker = on.then(BreakerOptions::default),
+        ("breaker", Value::Object(keys)) => options.breaker = Some(breaker(keys)?),
+        ("breaker", _) => return Err("true, false or an object is expected".into()),
+        _ => {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            options.limit = match ByteSize::parse_in(&text, 1).map_err(|e| e.to_string())?.0 {
+                0 => InFlight::Unlimited,
+                bytes => InFlight::Of(LimitOptions::new(bytes)),
+            };
+        }
+    }
+    Ok(())
+}
+
+fn breaker(keys: &Map<String, Value>) -> Result<BreakerOptions, String> {
+    let mut b = BreakerOptions::default();
+    for (key, value) in keys {
+        let span = || match value {
+            Value::String(text) => span::parse(text),
+            value => span::from_seconds(value.as_f64().unwrap_or(f64::NAN)),
+        };
+        let time = || span().map_err(|e| format!("{key}: {e}"));
+        let count = || value.as_u64().ok_or_else(|| format!("{key}: a whole number is expected"));
+        match key.as_str() {
+            "consecutive" => b.consecutive = count()?.try_into().unwrap_or(u32::MAX),
+            "at_least" => b.at_least = count()?,
+            "ratio" => b.ratio = value.as_f64().ok_or_else(|| format!("{key}: a number is expected"))?,
+            "window" => b.window = time()?,
+            "cool_down" => b.cool_down = time()?,
+            "cool_down_max" => b.cool_down_max = time()?,
+            _ => {
+                let known = ["consecutive", "ratio", "window", "at_least", "cool_down", "cool_down_max"];
+                return Err(unknown_key(key, known.map(str::to_owned).into_iter()));
+            }
+        }
+    }
+    b.validate().map_err(|e| e.to_string())?;
+    Ok(b)
 }
 
 impl fmt::Display for AdapterSettings {

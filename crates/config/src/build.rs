@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvstrata_core::Result;
 use kvstrata_evict::{Admission, EvictionPolicy};
 use kvstrata_l2::Adapter;
-use kvstrata_manager::{Manager, Options, Parts, TierId};
+use kvstrata_manager::{AdapterOptions, Manager, Options, Parts, TierId};
 use kvstrata_mem::{Fallback, MmapRegion, Pool, Region, RegionOptions, ShmRegion, Slab, Stale};
 use kvstrata_policy::{PrefetchPolicy, StorePolicy};
 
@@ -35,8 +35,8 @@ pub struct Components {
     pub store: Box<dyn StorePolicy>,
     /// What is loaded from L2, and what becomes of it.
     pub prefetch: Box<dyn PrefetchPolicy>,
-    /// The adapters: name, weight, and what there is to talk to.
-    pub adapters: Vec<(String, u32, Adapter)>,
+    /// The adapters: name, how they are treated, and what there is to talk to.
+    pub adapters: Vec<(String, AdapterOptions, Adapter)>,
     /// How the manager goes about it. `lookup_l1` is off where L1 is a buffer that keeps nothing.
     pub options: Options,
     /// What was asked for of the memory and is not in effect.
@@ -78,7 +78,7 @@ impl Components {
         let mut adapters = Vec::new();
         for (name, keys) in settings.adapters() {
             let adapter = registry.build(&name, &keys, cx)?;
-            adapters.push((name, keys.weight(), adapter));
+            adapters.push((name, keys.options()?, adapter));
         }
         let options = Options {
             store_attempts: settings.store.retries + 1,
@@ -128,8 +128,8 @@ impl Components {
         for (salt, bytes) in quotas {
             manager.set_quota(TierId::L1, &salt, Some(bytes))?;
         }
-        for (_, weight, adapter) in self.adapters {
-            manager.add_adapter(adapter, weight)?;
+        for (_, options, adapter) in self.adapters {
+            manager.add_adapter(adapter, options)?;
         }
         Ok(manager)
     }

@@ -8,7 +8,7 @@ use kvstrata_core::{Error, ErrorKind, Namespace, Result};
 use kvstrata_l2::{Adapter, Context};
 use serde_json::Value;
 
-use crate::adapters::AdapterSettings;
+use crate::adapters::{AdapterSettings, OPTIONS};
 use crate::names;
 use crate::warning::Warning;
 
@@ -110,8 +110,18 @@ const NOT_BUILT: &[&str] = &[
 ];
 
 /// Keys that any adapter may have. Those of LMCache's that mean nothing here are read, and refused where they would matter.
-const COMMON: &[&str] =
-    &["type", "name", "weight", "affinity_tag", "shared", "persist_enabled", "eviction", "serde"];
+const COMMON: &[&str] = &[
+    "type",
+    "name",
+    "weight",
+    "breaker",
+    "max_in_flight",
+    "affinity_tag",
+    "shared",
+    "persist_enabled",
+    "eviction",
+    "serde",
+];
 
 /// The adapter types there are.
 #[derive(Clone, Debug, Default)]
@@ -310,6 +320,10 @@ fn common(own: &[&str], name: &str, key: &str, value: &Value) -> Result<Option<W
         ("name", _) => wrong("a name is text that is not empty"),
         ("weight", n) if n.as_u64().is_some_and(|n| (1..=u64::from(u32::MAX)).contains(&n)) => Ok(None),
         ("weight", _) => wrong("a weight is a whole number of at least 1"),
+        (key, value) if OPTIONS.contains(&key) => {
+            let only = serde_json::Map::from_iter([(key.to_owned(), value.clone())]);
+            AdapterSettings::from(only).options().map(|_| None)
+        }
         ("affinity_tag", Value::String(s)) if s == "_default" => Ok(None),
         ("affinity_tag", _) => not_built("there is one L1 here, whose tag is \"_default\""),
         ("persist_enabled", Value::Bool(true)) => Ok(None),

@@ -8,9 +8,11 @@ use kvstrata_config::{
     Sources, Warning,
 };
 use kvstrata_core::{ChunkHash, ErrorKind, KeyMask, KeyScope, KvRank, Layout, ObjectKey, Result};
-use kvstrata_l2::Adapter;
+use kvstrata_l2::{Adapter, LimitOptions};
 use kvstrata_l2_mock::{Mock, MockConfig};
-use kvstrata_manager::{Grant, Layouts, LoadMode, Manager, Options, Reserved, TierId, Wait};
+use kvstrata_manager::{
+    AdapterOptions, Grant, InFlight, Layouts, LoadMode, Manager, Options, Reserved, TierId, Wait,
+};
 use kvstrata_mem::Allocate;
 
 const CHUNK: usize = 64 << 10;
@@ -219,8 +221,30 @@ async fn a_type_from_elsewhere_is_taken_like_our_own() {
     let sources = Sources { flags, ..Sources::default() };
     let resolved = Resolved::load(&sources, &Machine::here(), &registry).unwrap();
     let built = resolved.build(&context()).unwrap();
-    let (name, weight, adapter) = &built.adapters[0];
-    assert_eq!((name.as_str(), *weight, adapter.store.desc().name.as_str()), ("foreign", 3, "foreign"));
+    let (name, options, adapter) = &built.adapters[0];
+    assert_eq!(
+        (name.as_str(), options.weight, adapter.store.desc().name.as_str()),
+        ("foreign", 3, "foreign")
+    );
+}
+
+#[tokio::test]
+async fn how_an_adapter_is_treated_is_a_matter_of_common_keys() {
+    let registry = Registry::builtin().with(Foreign);
+    let options = |keys: &str| {
+        let adapter = format!(r#"{{"type":"foreign","gb":1{keys}}}"#);
+        let flags = vec![("l2-adapter".to_owned(), Some(adapter))];
+        let sources = Sources { flags, ..Sources::default() };
+        let resolved = Resolved::load(&sources, &Machine::here(), &registry).unwrap();
+        resolved.build(&context()).unwrap().adapters.remove(0).1
+    };
+    assert_eq!(options(""), AdapterOptions::default());
+    let all = options(r#","breaker":false,"max_in_flight":0"#);
+    assert_eq!((all.breaker, all.limit), (None, InFlight::Unlimited));
+    let some = options(r#","breaker":{"consecutive":2,"cool_down":"250ms"},"max_in_flight":"64MiB""#);
+    assert_eq!(some.limit, InFlight::Of(LimitOptions::new(64 << 20)));
+    let breaker = some.breaker.unwrap();
+    assert_eq!((breaker.consecutive, breaker.cool_down), (2, Duration::from_millis(250)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -75,6 +75,7 @@ mod stats;
 mod store;
 mod tenants;
 
+pub use adapters::{AdapterOptions, InFlight};
 pub use fault::{Fault, Part};
 pub use guard::{Hits, Pin, Reservation};
 pub use kvstrata_policy::L2Id;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 use kvstrata_core::{Affinity, Error, Instant, KeyMask, Layout, ObjectKey};
 use kvstrata_evict::{Access, Admission, Contained, Entry as PolicyEntry, EvictionPolicy, Removal, Slot};
+use kvstrata_l2::{BreakerState, Phase};
 use kvstrata_mem::{Allocate, ReadBuf, WriteBuf};
 use kvstrata_policy::{L2Id, StorePolicy};
 
@@ -38,6 +39,14 @@ pub(crate) struct Tier {
     pub(crate) in_flight: usize,
     /// What its loads take, once one was measured.
     pub(crate) pace: Option<Pace>,
+    pub(crate) breaker: Option<Arc<BreakerState>>,
+}
+
+impl Tier {
+    /// Whether it takes new work: it is not leaving, and no open breaker says that it would be in vain.
+    pub(crate) fn serves(&self) -> bool {
+        !self.draining && self.breaker.as_ref().is_none_or(|b| b.view().phase != Phase::Open)
+    }
 }
 
 /// A granted buffer and what its commit needs to know.
@@ -397,6 +406,11 @@ impl Machine {
         let all: Vec<Slot> = self.index.slots().filter(|(_, e)| !e.doomed).map(|(s, _)| s).collect();
         all.iter().for_each(|s| self.let_go(self.index.handle(*s)));
         all.len()
+    }
+
+    /// Whether L1 is only a buffer on the way to L2: what no adapter takes is lost there.
+    pub(crate) fn is_buffer(&self) -> bool {
+        !self.options.lookup_l1 || self.store_policy.call(|p| p.release_failed()).unwrap_or(false)
     }
 
     // ---- what is held ------------------------------------------------------------------------------------------

@@ -8,18 +8,19 @@ use std::time::Duration;
 
 use kvstrata_core::{Affinity, Error, ErrorKind, Instant, KeyMask, ObjectKey, Result};
 use kvstrata_evict::{Admission, Contained, EvictionPolicy};
-use kvstrata_l2::{Adapter, Checked, Context, Put, PutItem, PutSink, Stored, Timer};
+use kvstrata_l2::{Adapter, Context, Put, PutItem, PutSink, Stored, Timer};
 use kvstrata_mem::{Allocate, SpaceWatch};
 use kvstrata_policy::{L2Id, LoadTime, PrefetchPolicy, StorePolicy};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 
+use crate::adapters::Attached;
 use crate::guard::{Hit, Hits};
 use crate::machine::{Effect, Machine, Room};
 use crate::room::Waiters;
 use crate::{
-    AdapterUsage, Committed, Deleted, Fault, Grant, Layouts, ManagerUsage, Options, Part, Request,
-    Reservation, Reserved, StoredHook, TierId, Wait,
+    Committed, Deleted, Fault, Grant, Layouts, ManagerUsage, Options, Part, Request, Reservation, Reserved,
+    StoredHook, TierId, Wait,
 };
 
 /// What a manager is made of.
@@ -50,7 +51,7 @@ pub(crate) struct Inner {
     pub(crate) cache: Arc<dyn Allocate>,
     pub(crate) staging: Arc<dyn Allocate>,
     pub(crate) prefetch: Contained<dyn PrefetchPolicy>,
-    pub(crate) adapters: RwLock<Vec<(L2Id, Checked)>>,
+    pub(crate) adapters: RwLock<Vec<Attached>>,
     pub(crate) timer: Arc<dyn Timer>,
     pub(crate) cx: Context,
     room: Arc<Waiters>,
@@ -186,7 +187,7 @@ impl Inner {
     }
 
     pub(crate) fn adapter(&self, tier: L2Id) -> Option<Adapter> {
-        self.adapters.read().iter().find(|(id, _)| *id == tier).map(|(_, c)| c.adapter.clone())
+        self.adapters.read().iter().find(|a| a.id == tier).map(|a| a.adapter.clone())
     }
 
     /// The adapters that take new work, in order.
@@ -194,11 +195,11 @@ impl Inner {
         let now = self.timer.now();
         let tiers: Vec<_> = {
             let machine = self.machine.lock();
-            let live = machine.tiers.iter().filter(|t| !t.draining);
+            let live = machine.tiers.iter().filter(|t| t.serves());
             live.map(|t| (t.id, t.weight, t.pace.and_then(|p| p.lately(now)))).collect()
         };
         let adapters = self.adapters.read();
-        let adapter = |id| adapters.iter().find(|(other, _)| *other == id).map(|(_, c)| c.adapter.clone());
+        let adapter = |id| adapters.iter().find(|a| a.id == id).map(|a| a.adapter.clone());
         tiers
             .into_iter()
             .filter_map(|(id, weight, load_time)| {
@@ -419,7 +420,7 @@ impl Manager {
         let l1 = self.0.with(|m| m.delete(keys));
         let mut deleted = Deleted { l1, l2: KeyMask::none(keys.len()), failed: Vec::new() };
         let adapters = self.0.adapters.read().clone();
-        for (_, Checked { adapter, .. }) in adapters {
+        for Attached { adapter, .. } in adapters {
             let name = adapter.store.desc().name.clone();
             let Some(remove) = &adapter.remove else {
                 deleted.failed.push((name, "the adapter cannot delete".into()));
@@ -453,16 +454,7 @@ impl Manager {
 
     /// How full everything is, and what is held.
     pub fn usage(&self) -> ManagerUsage {
-        let adapters = self.0.adapters.read().clone();
-        let adapters = adapters
-            .into_iter()
-            .map(|(id, Checked { adapter, stats })| AdapterUsage {
-                id,
-                name: adapter.store.desc().name.clone(),
-                usage: adapter.usage.as_ref().map(|u| u.usage()),
-                checks: stats.counts(),
-            })
-            .collect();
+        let adapters = self.0.adapters.read().clone().iter().map(Attached::usage).collect();
         let (cache, staging) = (self.0.cache.usage(), self.0.staging.usage());
         let prefetch =
             self.0.prefetch.fault().map(|panic| Fault { part: Part::Prefetch, panic: panic.into() });
@@ -504,7 +496,7 @@ impl Manager {
         let quiet = self.0.quiet(deadline, |m| m.storing() == 0).await;
         let adapters = std::mem::take(&mut *self.0.adapters.write());
         let mut first = Ok(());
-        for (_, Checked { adapter, .. }) in adapters {
+        for Attached { adapter, .. } in adapters {
             let ended = self.0.end(&adapter, deadline).await;
             first = first.and(ended);
         }

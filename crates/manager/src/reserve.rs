@@ -4,7 +4,7 @@ use kvstrata_core::{Affinity, Error, ErrorKind, KeyMask, ObjectKey};
 use kvstrata_evict::{Access, Admission, EvictionPolicy, Offer, Removal, admit_chain};
 use kvstrata_mem::{UNIT, WriteBuf};
 
-use crate::machine::{Granted, Machine, Room, print, weight};
+use crate::machine::{Granted, Machine, Room, Tier, print, weight};
 use crate::{Grant, Layouts};
 
 /// Bytes as the pools count them.
@@ -34,7 +34,7 @@ impl Machine {
         }
         let admitted = self.admitted(keys, wanted, layouts, &cx);
         let passing = |i: usize| admitted.get(i).is_some_and(|admitted| !admitted);
-        let passes = self.tiers.iter().any(|t| !t.draining);
+        let passes = self.tiers.iter().any(Tier::serves);
         let mut full: Option<Error> = None;
         if grant == Grant::Whole {
             let (mut cached, mut staged) = (0, 0);

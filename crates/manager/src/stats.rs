@@ -1,6 +1,6 @@
 //! What happened, counted.
 
-use kvstrata_l2::{CheckCounts, StoreUsage};
+use kvstrata_l2::{BreakerView, CheckCounts, LimitCounts, MeterCounts, StoreUsage};
 use kvstrata_mem::Usage;
 
 /// Counts since the start. Every refusal and every loss has a counter of its own.
@@ -42,6 +42,8 @@ pub struct Stats {
     pub store_retries: u64,
     /// Keys given up by one adapter, for good.
     pub store_gave_up: u64,
+    /// Keys that an adapter was not offered, because its breaker was open.
+    pub store_skipped: u64,
     /// Keys that left L1 although no adapter took them.
     pub lost: u64,
     /// Keys loaded from L2.
@@ -94,4 +96,10 @@ pub struct AdapterUsage {
     pub usage: Option<StoreUsage>,
     /// What the digest check counted: bytes moved, misses by reason, loads that could not be verified.
     pub checks: CheckCounts,
+    /// Calls by outcome, bytes, and how long each key took.
+    pub meter: MeterCounts,
+    /// Where its breaker stands, if it has one.
+    pub breaker: Option<BreakerView>,
+    /// Bytes in flight and waiting, if they are limited.
+    pub in_flight: Option<LimitCounts>,
 }

@@ -58,10 +58,12 @@ impl Machine {
         let keys: Vec<ObjectKey> =
             handles.iter().filter_map(|h| self.index.get(*h)).map(|e| e.key.clone()).collect();
         let none = KeyMask::none(keys.len());
+        let resting = self.tiers.iter().filter(|t| !t.draining && !t.serves()).count();
+        self.stats.store_skipped += (resting * keys.len()) as u64;
         let views: Vec<TierView<'_>> = self
             .tiers
             .iter()
-            .filter(|t| !t.draining)
+            .filter(|t| t.serves())
             .map(|t| TierView {
                 id: t.id,
                 name: &t.name,
