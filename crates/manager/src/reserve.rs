@@ -204,6 +204,11 @@ impl Machine {
     fn room_for(&mut self, bytes: u64) -> Result<WriteBuf, Error> {
         let bytes = usize::try_from(bytes)
             .map_err(|_| Error::invalid("reserve", "an object this large cannot be mapped"))?;
+        let (need, usage) = (units(bytes as u64), self.cache.usage());
+        // What never fits is refused below, and nothing is evicted for it.
+        if need <= usage.limit && usage.used + need > usage.limit {
+            self.evict(usage.used + need - usage.limit);
+        }
         loop {
             let e = match self.cache.reserve(bytes, UNIT) {
                 Ok(buf) => return Ok(buf),
@@ -212,7 +217,7 @@ impl Machine {
             };
             let usage = self.cache.usage();
             // At least one victim even when the budget has room: then the free memory is in pieces.
-            let want = (usage.used + units(bytes as u64)).saturating_sub(usage.limit).max(1);
+            let want = (usage.used + need).saturating_sub(usage.limit).max(1);
             if !self.evict(want) {
                 return Err(e);
             }

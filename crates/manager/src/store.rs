@@ -52,9 +52,18 @@ impl Eq for Retry {}
 impl Machine {
     /// Sends freshly committed chunks to their targets.
     pub(crate) fn start_stores(&mut self, handles: &[Handle], affinity: Affinity) {
-        if handles.is_empty() {
-            return;
+        if self.tiers.iter().any(|t| !t.draining) {
+            self.offer(handles, affinity);
         }
+        for handle in handles {
+            if self.index.get(*handle).is_some_and(|e| e.store.pending == 0) {
+                self.settle(*handle);
+            }
+        }
+    }
+
+    /// Submits chunks to the targets that the store policy names.
+    fn offer(&mut self, handles: &[Handle], affinity: Affinity) {
         let keys: Vec<ObjectKey> =
             handles.iter().filter_map(|h| self.index.get(*h)).map(|e| e.key.clone()).collect();
         let none = KeyMask::none(keys.len());
@@ -84,11 +93,6 @@ impl Machine {
                 self.index.at_mut(handle.slot).store.pending += 1;
             }
             self.submit(tier, items, affinity);
-        }
-        for handle in handles {
-            if self.index.get(*handle).is_some_and(|e| e.store.pending == 0) {
-                self.settle(*handle);
-            }
         }
     }
 
@@ -201,29 +205,25 @@ impl Machine {
     /// Every target has answered for good: tell the caller, and let the chunk leave L1 if the policy says so.
     fn settle(&mut self, handle: Handle) {
         let Some(entry) = self.index.get_mut(handle) else { return };
-        let (stored, failed, passing) = (entry.store.stored, entry.store.failed, entry.passing);
-        let hook = entry.store.hook.take();
-        let key = entry.key.clone();
-        if stored > 0
+        let (stored, failed) = (entry.store.stored, entry.store.failed);
+        if let Some(hook) = entry.store.hook.take()
+            && stored > 0
             && !entry.deleted
-            && let Some(hook) = hook
         {
-            self.effects.push(Effect::Hook { hook, key: key.clone() });
+            self.effects.push(Effect::Hook { hook, key: entry.key.clone() });
         }
-        let everywhere: KeyMask = [stored > 0 && failed == 0].into_iter().collect();
-        // Without a working store policy nothing is stored, and what L1 is for decides.
-        let buffer = !self.options.lookup_l1;
-        let leaves = passing
+        let leaves = entry.passing
             || self
                 .store_policy
                 .call(|p| {
-                    if everywhere.is_full() {
-                        p.release(&[key], &everywhere).get(0)
+                    if stored > 0 && failed == 0 {
+                        p.release(std::slice::from_ref(&entry.key), &KeyMask::all(1)).get(0)
                     } else {
                         p.release_failed()
                     }
                 })
-                .unwrap_or(buffer);
+                // Without a working store policy nothing is stored, and what L1 is for decides.
+                .unwrap_or(!self.options.lookup_l1);
         if leaves {
             if stored == 0 {
                 self.stats.lost += 1;
