@@ -206,13 +206,12 @@ impl Machine {
             .map_err(|_| Error::invalid("reserve", "an object this large cannot be mapped"))?;
         let (need, usage) = (units(bytes as u64), self.cache.usage());
         // What never fits is refused below, and nothing is evicted for it.
-        if need <= usage.limit && usage.used + need > usage.limit {
-            self.evict(usage.used + need - usage.limit);
-        }
+        let short = usage.used + need > usage.limit && need <= usage.limit;
+        let in_vain = short && !self.evict(usage.used + need - usage.limit);
         loop {
             let e = match self.cache.reserve(bytes, UNIT) {
                 Ok(buf) => return Ok(buf),
-                Err(e) if e.kind() == ErrorKind::NoSpace => e,
+                Err(e) if e.kind() == ErrorKind::NoSpace && !in_vain => e,
                 Err(e) => return Err(e),
             };
             let usage = self.cache.usage();
