@@ -132,7 +132,8 @@ impl Evicting for EvictionThread {
 }
 
 /// W8: a policy on a tier that it does not fit kills the eviction thread at its first pass, and L1 stays full. Here that
-/// policy evicts in L1, and one that panics takes L1 out of service, which shows.
+/// policy evicts in L1, and one that panics takes L1 out of service, which shows. Settings that name a policy where it does
+/// not belong are refused (`crates/config/tests/refusals.rs`).
 #[tokio::test(start_paused = true)]
 async fn w08_eviction_thread_dies_silently() {
     for policy in ["IsolatedLRU", "LRU", "life-table"] {

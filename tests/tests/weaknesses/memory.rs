@@ -11,6 +11,7 @@ use kvstrata_manager::{
     Grant, Hits, Layouts, LoadMode, Loading, Manager, Options, Parts, Reserved, StoredHook,
 };
 use kvstrata_mem::{Allocate, HeapRegion, Slab, WriteBuf};
+use kvstrata_testkit::rng::Rng;
 use kvstrata_testkit::trace;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -119,6 +120,34 @@ async fn readers_keep_their_bytes(cache: &mut impl Cache) -> Result<(), String> 
     ensure(defects.is_empty(), defects.join("; "))
 }
 
+/// The same with readers, writers, deletions and time in any order.
+async fn readers_keep_their_bytes_in_any_order<C: Cache>(cache: &mut C, seed: u64) -> Result<(), String> {
+    const NAMES: u64 = 3;
+    let (mut rng, mut readers) = (Rng::new(seed), Vec::<(u8, C::Held)>::new());
+    for step in 0..2000 {
+        let name = rng.below(NAMES) as u8 + 1;
+        match rng.below(8) {
+            0 => drop(cache.put(name).await),
+            1 | 2 => readers.extend(cache.read(name).map(|held| (name, held))),
+            3 if !readers.is_empty() => {
+                let (_, held) = readers.swap_remove(rng.below(readers.len() as u64) as usize);
+                cache.release(held);
+            }
+            4 | 5 => cache.delete(name).await,
+            _ => cache.pass(Duration::from_secs(rng.below(400))).await,
+        }
+        for (name, held) in &readers {
+            let sees = cache.sees(held);
+            ensure(sees == Some(*name), format!("step {step}: a reader of {name} sees {sees:?}"))?;
+        }
+    }
+    readers.into_iter().for_each(|(_, held)| cache.release(held));
+    for name in 1..=NAMES as u8 {
+        cache.delete(name).await;
+    }
+    ensure(cache.put(1).await, "the memory of chunks that nobody holds is not free")
+}
+
 impl Cache for Manager {
     type Held = Hits;
 
@@ -205,12 +234,17 @@ impl Cache for TtlCache {
 /// process holds that cannot drop a guard here is a lease, whose lapse frees nothing (`kvstrata_manager::Leases`).
 #[tokio::test(start_paused = true)]
 async fn w01_time_or_a_late_unlock_frees_memory_under_a_reader() {
-    let mut ours = manager(&slab(1), 1, 0, ["lru", "default", "default"]);
-    assert_eq!(readers_keep_their_bytes(&mut ours).await, Ok(()));
+    let ours = || manager(&slab(1), 1, 0, ["lru", "default", "default"]);
+    assert_eq!(readers_keep_their_bytes(&mut ours()).await, Ok(()));
     found(
         readers_keep_their_bytes(&mut TtlCache::default()).await,
         &["time freed a reader's chunk: it sees Some(9)", "a late unlock of another reader freed"],
     );
+    for seed in 0..8 {
+        assert_eq!(readers_keep_their_bytes_in_any_order(&mut ours(), seed).await, Ok(()), "seed {seed}");
+        let double = readers_keep_their_bytes_in_any_order(&mut TtlCache::default(), seed).await;
+        found(double, &["a reader of"]);
+    }
 }
 
 // ---- W2 --------------------------------------------------------------------------------------------------------
