@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kvstrata_core::{Error, ErrorKind, Result};
+use kvstrata_core::{Error, ErrorKind, KeyScope, KvRank, Result};
 
 use crate::registry::Registry;
 use crate::settings::{HugePages, Settings};
@@ -168,6 +168,10 @@ fn quotas(s: &Settings) -> Result<()> {
     }
     let mut salts = std::collections::BTreeSet::new();
     for quota in &e.quotas {
+        if KeyScope::new("model", KvRank::single(), 0, &quota.salt).is_err() {
+            let m = "no key has this salt: it has at most 128 characters, and no '@', '/', '\\' and no NUL";
+            return Err(wrong("eviction.quotas", m).with("salt", format_args!("{:?}", quota.salt)));
+        }
         if !salts.insert(&quota.salt) {
             return Err(wrong("eviction.quotas", "a tenant has one quota").with("salt", &quota.salt));
         }

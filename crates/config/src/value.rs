@@ -167,9 +167,9 @@ fn quotas(value: &Value) -> Result<ValueKind, String> {
                 }
             }
         }
-        ValueKind::Table(table) => match (table.get("salt"), table.get("size")) {
-            (Some(salt), Some(quota)) if table.len() == 2 && matches!(salt.kind, ValueKind::String(_)) => {
-                rows.push(one(text(salt)?, quota)?);
+        ValueKind::Table(table) => match (table.get("salt").map(|s| &s.kind), table.get("size")) {
+            (Some(ValueKind::String(salt)), Some(quota)) if table.len() == 2 => {
+                rows.push(one(salt, quota)?);
             }
             _ => {
                 let table: std::collections::BTreeMap<_, _> = table.iter().collect();

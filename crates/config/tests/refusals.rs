@@ -347,6 +347,7 @@ fn a_quota_that_can_never_hold_is_refused_with_its_policy() {
             vec![isolated, ("l1-size-gb", "1"), ("eviction-quotas", "a=2GiB")],
             vec!["eviction.quotas", "IsolatedLRU", "1GiB"],
         ),
+        (vec![isolated, ("eviction-quotas", "a/b=1GiB")], vec!["no key has this salt", "a/b"]),
         (
             vec![isolated, ("eviction-quotas", "a=1GiB"), ("eviction-quotas", "a=2GiB")],
             vec!["one quota", "salt: a"],
