@@ -12,7 +12,7 @@ use crate::workspace::{Workspace, cargo};
 pub(crate) const TEST_COMMAND: &str = "cargo test --workspace";
 
 /// The cheap ones come first; the tests come last, so that their closing lines are near the end of the log.
-const STEPS: [(&str, Step); 10] = [
+const STEPS: [(&str, Step); 11] = [
     ("fmt", |w| commands(w, &[&["fmt", "--all", "--check"]])),
     ("dag", |w| commands(w, &[&["xtask", "dag"]])),
     ("tidy", |w| commands(w, &[&["xtask", "tidy"]])),
@@ -24,6 +24,7 @@ const STEPS: [(&str, Step); 10] = [
     }),
     ("alone", alone),
     ("doc", |w| commands(w, &[&["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"]])),
+    ("loom", extra::loom),
     ("miri", extra::miri),
     ("tests", |w| {
         let words: Vec<&str> = TEST_COMMAND.split(' ').skip(1).collect();

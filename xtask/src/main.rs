@@ -4,6 +4,7 @@
 //! cargo xtask dag          every arrow between crates against docs/dag.toml
 //! cargo xtask tidy         what a compiler does not check: sizes, clocks, doc pages, links
 //! cargo xtask deps         what each library crate pulls in against docs/deps.toml
+//! cargo xtask loom         the schedules of the threads that meet in mem, l2 and manager, under a model checker
 //! cargo xtask miri         the unsafe code of mem under Miri, where a nightly toolchain has it
 //! cargo xtask ci [STEP..]  everything that CI runs, or only these steps of it
 //! cargo xtask sim ..       plays seeds of the simulation; `--help` says how
@@ -30,7 +31,7 @@ use workspace::Workspace;
 
 fn usage() -> String {
     format!(
-        "usage: cargo xtask dag | tidy | deps | miri | ci [STEP..] | {} [ARG..]\nsteps of ci: {}",
+        "usage: cargo xtask dag | tidy | deps | loom | miri | ci [STEP..] | {} [ARG..]\nsteps of ci: {}",
         programs::NAMES.join(" | "),
         ci::step_names().join(", ")
     )
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         ("dag", []) => report("dag", dag::run),
         ("tidy", []) => report("tidy", tidy::run),
         ("deps", []) => report("deps", deps::run),
+        ("loom", []) => ci::one(extra::loom),
         ("miri", []) => ci::one(extra::miri),
         ("ci", steps) if ci::knows(steps) => ci::run(steps),
         (name, args) if programs::NAMES.contains(&name) => programs::run(name, args),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use kvstrata_core::{Error, ErrorKind, Instant, Result};
-use parking_lot::Mutex;
+use kvstrata_mem::sync::Mutex;
 
 use crate::{Fail, Sink, Timer, TokioTimer};
 

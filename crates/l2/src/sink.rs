@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use kvstrata_core::{Error, ErrorKind, Result};
-use parking_lot::Mutex;
+use kvstrata_mem::sync::Mutex;
 
 use crate::{Answer, Stored};
 

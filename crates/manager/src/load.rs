@@ -10,9 +10,9 @@ use std::task::Poll;
 use kvstrata_core::{Error, ErrorKind, KeyMask, ObjectKey, Result};
 use kvstrata_evict::Access;
 use kvstrata_l2::{Adapter, Answer, Get, GetItem, GetSink, Keys, Miss, Probe, timed_out};
+use kvstrata_mem::sync::Mutex;
 use kvstrata_mem::{UNIT, WriteBuf};
 use kvstrata_policy::{Admit, L2Id, Plan, TierView};
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::guard::Hit;

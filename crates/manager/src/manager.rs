@@ -9,9 +9,9 @@ use std::time::Duration;
 use kvstrata_core::{Affinity, Error, ErrorKind, Instant, KeyMask, ObjectKey, Result};
 use kvstrata_evict::{Admission, Contained, EvictionPolicy};
 use kvstrata_l2::{Adapter, Context, Put, PutItem, PutSink, Stored, Timer};
+use kvstrata_mem::sync::{Mutex, RwLock};
 use kvstrata_mem::{Allocate, SpaceWatch};
 use kvstrata_policy::{L2Id, LoadTime, PrefetchPolicy, StorePolicy};
-use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 
 use crate::adapters::Attached;

@@ -1,8 +1,7 @@
 //! Those who wait for room in L1.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use kvstrata_mem::SpaceWatch;
+use kvstrata_mem::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 

@@ -32,6 +32,8 @@
 mod alloc;
 mod buf;
 mod region;
+#[doc(hidden)]
+pub mod sync;
 
 pub use alloc::{Allocate, Pool, RegionWatch, Slab, SlabUsage, SpaceWatch, UNIT, Usage};
 pub use buf::{Extent, Home, ReadBuf, WriteBuf};

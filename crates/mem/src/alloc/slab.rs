@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 use kvstrata_core::{Error, ErrorKind, Result};
-use parking_lot::Mutex;
 
 use super::fit::{Fit, Piece};
 use super::{Pool, RegionWatch, SpaceWatch, UNIT, Usage};
+use crate::sync::Mutex;
 use crate::{Extent, Region, RegionId};
 
 /// How full a slab is, whichever pools its buffers are of.
