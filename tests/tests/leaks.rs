@@ -194,13 +194,10 @@ async fn store_and_load(m: &Manager, id: u64) {
 
 /// One descriptor, mapping or thread that stays is enough to be seen.
 fn one_leak_is_seen() -> Result<(), Failed> {
-    let keep: [(&str, Box<dyn Fn()>); 3] = [
-        (
-            "a descriptor",
-            Box::new(|| std::mem::forget(std::fs::File::open("/dev/null").expect("it is there"))),
-        ),
-        ("a mapping", Box::new(|| std::mem::forget(mmap(0)))),
-        ("a thread", Box::new(|| drop(std::thread::spawn(|| std::thread::sleep(Duration::from_secs(60)))))),
+    let keep: [(&str, fn()); 3] = [
+        ("a descriptor", || std::mem::forget(std::fs::File::open("/dev/null").expect("it is there"))),
+        ("a mapping", || std::mem::forget(mmap(0))),
+        ("a thread", || drop(std::thread::spawn(|| std::thread::sleep(Duration::from_secs(60))))),
     ];
     for (what, keep) in &keep {
         let seen = leaves_nothing_in(10, Duration::from_millis(300), |n| {
