@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 
 /// Binaries of the package `kvstrata-tests`.
-pub(crate) const NAMES: &[&str] = &["sim"];
+pub(crate) const NAMES: &[&str] = &["faults", "kill", "rot", "sim"];
 
 /// Builds and runs one of them; its exit code is ours.
 pub(crate) fn run(name: &str, args: &[String]) -> Result<ExitCode> {
