@@ -5,13 +5,15 @@
 //! memory is too slow for the stream falls behind it, and is not refused anything for that. The denominator is the memory
 //! itself: copying 1 MiB from the same source into the same region, before and after, with nothing in between.
 //!
-//! `cargo bench -p kvstrata-benches --bench burst [-- --seconds N] [--gb-per-second X] [--json]`
+//! `cargo bench -p kvstrata-benches --bench burst [-- --seconds N] [--gb-per-second X] [--json | --figures FILE]`
 
 use std::hint::black_box;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use kvstrata_benches::{Figures, append};
 use kvstrata_core::{ChunkHash, KeyMask, KeyScope, KvRank, Layout, ObjectKey, Result};
 use kvstrata_l2::{
     Adapter, Answer, Context, Found, Get, GetSink, L2Desc, L2Store, MemoryKinds, Miss, Probe, Put, PutSink,
@@ -84,23 +86,29 @@ struct Args {
     seconds: f64,
     gb_per_second: f64,
     json: bool,
+    figures: Option<PathBuf>,
 }
 
 impl Args {
     fn read() -> std::result::Result<Self, String> {
-        let mut args = Self { seconds: 10.0, gb_per_second: 1.0, json: false };
+        let mut args = Self { seconds: 10.0, gb_per_second: 1.0, json: false, figures: None };
         let mut given = std::env::args().skip(1);
         while let Some(flag) = given.next() {
-            let mut number = || {
+            let number = |given: &mut dyn Iterator<Item = String>| {
                 let n = given.next().and_then(|n| n.parse().ok()).filter(|n| *n > 0.0 && *n < 1e6);
                 n.ok_or_else(|| format!("{flag} takes a number above 0"))
             };
             match flag.as_str() {
-                "--seconds" => args.seconds = number()?,
-                "--gb-per-second" => args.gb_per_second = number()?,
+                "--seconds" => args.seconds = number(&mut given)?,
+                "--gb-per-second" => args.gb_per_second = number(&mut given)?,
                 "--json" => args.json = true,
+                "--figures" => args.figures = given.next().map(PathBuf::from),
                 "--bench" => {}
-                other => return Err(format!("{other}: --seconds N, --gb-per-second X and --json are taken")),
+                other => {
+                    return Err(format!(
+                        "{other}: --seconds N, --gb-per-second X, --json and --figures FILE are taken"
+                    ));
+                }
             }
         }
         Ok(args)
@@ -223,21 +231,23 @@ fn main() {
         return;
     }
     println!("1 MiB chunks at {} GB/s for {} s into 1 GiB of L1", args.gb_per_second, args.seconds);
-    println!(
-        "{:>8} {:>9} {:>9} {:>9} {:>8} {:>12} {:>8} {:>8}",
-        "L2", "offered", "accepted", "ratio", "GB/s", "memcpy GB/s", "evicted", "stored"
-    );
+    let headings = ["L2", "offered", "accepted", "accepted %", "GB/s", "memcpy GB/s", "evicted", "stored"];
+    let mut table = Figures::new("burst", &headings);
     for b in rows {
-        println!(
-            "{:>8} {:>9} {:>9} {:>9.5} {:>8.2} {:>12.2} {:>8} {:>8}",
-            b.l2,
-            b.offered,
-            b.accepted,
-            b.accepted as f64 / b.offered as f64,
-            b.gb_per_second,
-            b.memory_gb_per_second,
-            b.evicted,
-            b.stored
-        );
+        let ratio = 100.0 * b.accepted as f64 / b.offered as f64;
+        table.rows.push(vec![
+            b.l2.into(),
+            b.offered.to_string(),
+            b.accepted.to_string(),
+            format!("{ratio:.2}"),
+            format!("{:.2}", b.gb_per_second),
+            format!("{:.2}", b.memory_gb_per_second),
+            b.evicted.to_string(),
+            b.stored.to_string(),
+        ]);
+    }
+    if let Err(e) = append(&[table], args.figures.as_ref()) {
+        eprintln!("--figures: {e}");
+        std::process::exit(1);
     }
 }

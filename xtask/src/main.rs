@@ -7,12 +7,14 @@
 //! cargo xtask loom         the schedules of the threads that meet in mem, l2 and manager, under a model checker
 //! cargo xtask miri         the unsafe code of mem under Miri, where a nightly toolchain has it
 //! cargo xtask ci [STEP..]  everything that CI runs, or only these steps of it
+//! cargo xtask bench ..     the benchmarks, or all tables of docs/performance.md; `bench help` says how
 //! cargo xtask sim ..       plays seeds of the simulation; `--help` says how
 //! ```
 //!
 //! Every finding says where it is and what to do next. Exit codes: 0 nothing found, 1 something found, 2 wrong usage.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod ci;
 mod dag;
 mod deps;
@@ -31,7 +33,7 @@ use workspace::Workspace;
 
 fn usage() -> String {
     format!(
-        "usage: cargo xtask dag | tidy | deps | loom | miri | ci [STEP..] | {} [ARG..]\nsteps of ci: {}",
+        "usage: cargo xtask dag | tidy | deps | loom | miri | ci [STEP..] | bench [ARG..] | {} [ARG..]\nsteps of ci: {}",
         programs::NAMES.join(" | "),
         ci::step_names().join(", ")
     )
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         ("tidy", []) => report("tidy", tidy::run),
         ("deps", []) => report("deps", deps::run),
         ("loom", []) => ci::one(extra::loom),
+        ("bench", args) => bench::run(args),
         ("miri", []) => ci::one(extra::miri),
         ("ci", steps) if ci::knows(steps) => ci::run(steps),
         (name, args) if programs::NAMES.contains(&name) => programs::run(name, args),

@@ -17,9 +17,10 @@
 mod others;
 mod ours;
 
-use crate::report::print_table;
 use clap::Args as ClapArgs;
+use kvstrata_benches::{Figures, append};
 use serde::Serialize;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 #[derive(ClapArgs, Debug)]
@@ -33,6 +34,9 @@ pub(crate) struct Args {
     /// Print rows of JSON instead of a table
     #[arg(long)]
     json: bool,
+    /// Add the table to this file
+    #[arg(long)]
+    figures: Option<PathBuf>,
 }
 
 /// A cache with numbers for keys, as all of them are seen here.
@@ -103,7 +107,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
     } else {
-        show(&rows, args);
+        show(&rows, args)?;
     }
     Ok(())
 }
@@ -134,25 +138,24 @@ fn rows(
     rows
 }
 
-fn show(rows: &[Row], args: &Args) {
+fn show(rows: &[Row], args: &Args) -> anyhow::Result<()> {
     println!(
         "ns per operation, {} entries, least of {} rounds; in brackets the ratio to kvstrata\n",
         args.entries, args.rounds
     );
     let cell = |row: &Row| {
-        let ratio = row.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
-        format!("{:.0} {:>6}", row.ns, if ratio.is_empty() { ratio } else { format!("({ratio})") })
+        let ratio = row.ratio.map_or_else(String::new, |ratio| format!(" ({ratio:.2}×)"));
+        format!("{:.0}{ratio}", row.ns)
     };
-    let lines: Vec<Vec<String>> = (rows.chunks(OPERATIONS.len()))
-        .map(|of_cache| {
-            let name = format!("{}, {}", of_cache[0].cache, of_cache[0].policy);
-            let found = format!("{:.1} %", of_cache[0].found * 100.0);
-            [name].into_iter().chain(of_cache.iter().map(cell)).chain([found]).collect()
-        })
-        .collect();
-    let headings = ["cache, policy", "get", "remove", "insert", "evict", "found"];
-    print_table(&headings, &lines);
+    let mut table = Figures::new("policies", &["cache, policy", "get", "remove", "insert", "evict", "found"]);
+    for of_cache in rows.chunks(OPERATIONS.len()) {
+        let name = format!("{}, {}", of_cache[0].cache, of_cache[0].policy);
+        let found = format!("{:.1} %", of_cache[0].found * 100.0);
+        table.rows.push([name].into_iter().chain(of_cache.iter().map(cell)).chain([found]).collect());
+    }
+    append(&[table], args.figures.as_ref())?;
     println!("\nget, remove: of a key that is there. insert: with room. evict: insert into a full cache.");
+    Ok(())
 }
 
 /// Keys look random, as hashes do.
