@@ -116,6 +116,10 @@ impl<D: Disk> Pin<D> {
                 }
                 Err(e) if modes.direct_read.refused(direct, &e, &path) => {}
                 Err(e) if modes.no_atime.refused(no_atime, &e, &path) => {}
+                // It stays so until the file is another.
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                    return Err(self.miss(Miss::Header, "the file may not be read"));
+                }
                 Err(e) => return Err(self.failed(e)),
             }
         };

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use kvstrata_core::{Error, ErrorKind, Result};
 use kvstrata_evict::Removal;
 use kvstrata_io::{Disk, Open};
-use kvstrata_l2::Stored;
+use kvstrata_l2::{Miss, Stored};
 
 use crate::fanout::Publish;
 use crate::index::{Asker, Object, Place};
@@ -398,7 +398,14 @@ impl<D: Disk> Claim<D> {
     /// Looks at a file that is in the way and that this store does not know of.
     fn look(&self, store: &Store<D>, fingerprint: &[u8; 32]) -> io::Result<Existing> {
         let path = object_path(&store.root, fingerprint);
-        match look_at(&*store.disk, &path, fingerprint)? {
+        let looked = match look_at(&*store.disk, &path, fingerprint) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                let len = store.disk.metadata(&path)?.len;
+                Looked::Bad(Miss::Header, "the file may not be read", len)
+            }
+            looked => looked?,
+        };
+        match looked {
             Looked::Gone => Ok(Existing::Gone),
             Looked::Good(object, _) => {
                 // Without a digest nothing says that its payload is whole; what was just written is known to be.

@@ -194,9 +194,9 @@ impl<D: Disk> Store<D> {
                     let path = dir.join(&entry.name);
                     let charge = self.disk.metadata(&path).map_or(self.block, |m| m.allocated);
                     self.index.lock().charge(charge);
-                    // The device lost it. Any other error (too many open files, say) tells nothing of the object: it
-                    // counts, and is looked at again by the next start.
-                    if e.raw_os_error() == Some(EIO) {
+                    // The device lost it, or nobody may read it any more. Any other error (too many open files, say) tells
+                    // nothing of the object: it counts, and is looked at again by the next start.
+                    if e.raw_os_error() == Some(EIO) || e.kind() == io::ErrorKind::PermissionDenied {
                         self.condemn(&fingerprint, charge, Miss::Header, &e.to_string());
                     } else {
                         tracing::warn!(path = %path.display(), error = %e, "an object cannot be looked at and is left out");

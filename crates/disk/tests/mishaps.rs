@@ -204,6 +204,32 @@ fn bad_objects_go_before_good_ones_when_a_start_finds_too_much() {
 }
 
 #[test]
+fn a_file_that_may_not_be_read_is_set_aside_and_the_next_store_heals_it() {
+    const EACCES: i32 = 13;
+    let disk = SimDisk::default();
+    let store = open(&disk, 1);
+    fill(&store, 0..2);
+    let refuse = |n: u64| {
+        disk.faults().add(Rule::new(Fault::Errno(EACCES)).on(&[OpKind::Open]).at(file(n)).times(1));
+    };
+    // Found by a load, by a start that reads headers, and by a store that it is in the way of.
+    refuse(0);
+    assert_eq!(load(&store, 0, LEN).unwrap_err(), Miss::Header);
+    fill(&store, 0..1);
+    drop(store);
+    refuse(1);
+    let store = open(&disk, 2);
+    assert_eq!((store.usage().objects, store.stats().quarantined), (1, 1));
+    fill(&store, 1..2);
+    touch(&disk, &file(2));
+    refuse(2);
+    fill(&store, 2..3);
+    (0..3).for_each(|n| assert!(load(&store, n, LEN).is_ok(), "{n}"));
+    assert_eq!((store.usage().objects, store.stats().quarantined), (3, 2));
+    assert_eq!(store.usage().used, 5 * CHARGE + 8192, "what is set aside counts");
+}
+
+#[test]
 fn what_could_not_be_deleted_counts_after_a_start_by_snapshot_too() {
     let disk = SimDisk::default();
     let store = open(&disk, 1);
