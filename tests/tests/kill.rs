@@ -4,7 +4,7 @@ use kvstrata_tests::kill::{Options, run};
 use kvstrata_tests::report::Progress;
 
 #[test]
-fn ten_kills_lose_nothing_that_was_acknowledged_and_leave_nothing_unfinished() {
+fn twelve_kills_lose_nothing_that_was_acknowledged_and_leave_nothing_unfinished() {
     let program = env!("CARGO_BIN_EXE_kill").into();
     let options = Options { program, rounds: 12, seed: 1, longest_ms: 300 };
     let report = run(&options, &mut Progress::silent());
