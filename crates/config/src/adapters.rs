@@ -95,7 +95,10 @@ fn breaker(keys: &Map<String, Value>) -> Result<BreakerOptions, String> {
         let time = || span().map_err(|e| format!("{key}: {e}"));
         let count = || value.as_u64().ok_or_else(|| format!("{key}: a whole number is expected"));
         match key.as_str() {
-            "consecutive" => b.consecutive = count()?.try_into().unwrap_or(u32::MAX),
+            "consecutive" => {
+                let most = || format!("{key}: at most {} is expected", u32::MAX);
+                b.consecutive = count()?.try_into().map_err(|_| most())?;
+            }
             "at_least" => b.at_least = count()?,
             "ratio" => b.ratio = value.as_f64().ok_or_else(|| format!("{key}: a number is expected"))?,
             "window" => b.window = time()?,

@@ -9,11 +9,10 @@ use std::sync::Arc;
 
 use kvstrata_core::{KeyScope, ObjectKey, encode};
 use kvstrata_evict::{Access, Contained, Entry as PolicyEntry, EvictionPolicy, Removal, Slot, TenantId};
-use kvstrata_l2::Found;
+use kvstrata_l2::{Found, Tenants};
 
 use room::weight;
 pub(crate) use room::{Asker, Room, Victim};
-use tenants::Tenants;
 
 /// Fingerprints are uniform already: their low half is the hash.
 #[derive(Default)]
@@ -68,7 +67,7 @@ pub(crate) struct Object {
 #[derive(Debug)]
 struct SlotState {
     object: Object,
-    tenant: TenantId,
+    tenant: u32,
     pins: u32,
     state: State,
 }
@@ -202,13 +201,14 @@ impl<W> Index<W> {
         self.uses += 1;
         object.used_at = self.uses;
         object.key = self.interned(&object.key);
-        let tenant = self.tenants.takes(object.key.scope().salt(), object.charge);
+        let tenant = self.tenants.number(object.key.scope().salt());
+        self.tenants.takes(tenant, object.charge);
         let entry = PolicyEntry {
             slot: Slot(0),
             print: object.key.fingerprint() as u64,
             weight: weight(object.charge),
             parent: None,
-            tenant,
+            tenant: TenantId(tenant),
         };
         let held = Some(SlotState { object, tenant, pins: 0, state });
         let slot = match self.free.pop() {

@@ -170,9 +170,8 @@ fn promise<W>(index: &mut Index<W>, quotas: &Quotas) -> Result<()> {
             "this eviction policy does not keep tenants apart; IsolatedLRU does",
         ));
     }
-    index.set_default_quota(quotas.default);
-    quotas.own.iter().for_each(|(salt, bytes)| index.set_quota(salt, Some(*bytes)));
-    index.fault().map_or(Ok(()), Err)
+    index.set_default_quota(quotas.default)?;
+    quotas.own.iter().try_for_each(|(salt, bytes)| index.set_quota(salt, Some(*bytes)))
 }
 
 fn look<D: Disk>(disk: &D, root: &Path) -> Result<Before> {

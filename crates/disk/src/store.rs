@@ -354,12 +354,12 @@ impl<D: Disk> Store<D> {
 }
 
 impl<D: Disk> L2Quotas for Store<D> {
-    fn set_quota(&self, salt: &str, bytes: Option<u64>) {
-        self.index.lock().set_quota(salt, bytes);
+    fn set_quota(&self, salt: &str, bytes: Option<u64>) -> Result<()> {
+        self.index.lock().set_quota(salt, bytes)
     }
 
-    fn set_default_quota(&self, bytes: Option<u64>) {
-        self.index.lock().set_default_quota(bytes);
+    fn set_default_quota(&self, bytes: Option<u64>) -> Result<()> {
+        self.index.lock().set_default_quota(bytes)
     }
 
     fn tenants(&self) -> Vec<TenantUsage> {

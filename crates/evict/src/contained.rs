@@ -34,7 +34,7 @@ impl<P: ?Sized> Contained<P> {
         Self { policy, fault: OnceLock::new() }
     }
 
-    /// What it panicked with, if it did.
+    /// What it panicked with or was condemned for, if it was.
     pub fn fault(&self) -> Option<&str> {
         self.fault.get().map(String::as_str)
     }
@@ -55,6 +55,11 @@ impl<P: ?Sized> Contained<P> {
         }
         let policy = &mut *self.policy;
         catch_unwind(AssertUnwindSafe(|| ask(policy))).map_err(|panic| self.failed(&*panic)).ok()
+    }
+
+    /// Ends it without a panic of its own: its owner found that it broke its obligations.
+    pub fn condemn(&self, why: &str) {
+        drop(self.fault.set(why.into()));
     }
 
     fn failed(&self, panic: &(dyn Any + Send)) {
@@ -110,11 +115,8 @@ impl EvictionPolicy for Contained<dyn EvictionPolicy> {
 }
 
 impl Quotas for Contained<dyn EvictionPolicy> {
-    fn asks(&mut self, tenant: Option<TenantId>) {
-        self.call_mut(|p| p.quotas_mut().map(|q| q.asks(tenant)));
-    }
-    fn counted(&mut self, weight: u64) {
-        self.call_mut(|p| p.quotas_mut().map(|q| q.counted(weight)));
+    fn asks(&mut self, tenant: Option<TenantId>, aside: i64) {
+        self.call_mut(|p| p.quotas_mut().map(|q| q.asks(tenant, aside)));
     }
     fn set(&mut self, tenant: TenantId, weight: u64) {
         self.call_mut(|p| p.quotas_mut().map(|q| q.set(tenant, weight)));

@@ -107,14 +107,13 @@ pub trait EvictionPolicy: Send + Debug + 'static {
 /// victims are next asked for.
 ///
 /// As long as the quotas together fit into the capacity, victims that are asked for a tenant are never another's that is
-/// within its quota, even if that leaves fewer than are wanted: a quota is also a promise.
+/// within its quota, even if that leaves fewer than are wanted: a quota is also a promise. It is kept to within one entry:
+/// who is above its quota by a part of an entry gives that entry.
 pub trait Quotas {
     /// For whom the victims are that are asked for from now on. `None`, as it starts: for nobody in particular, and then
-    /// everybody gives in the end.
-    fn asks(&mut self, tenant: Option<TenantId>);
-    /// Of what is asked for next, so much is the asker's already: it was inserted before room was made for it. 0 again after
-    /// [`Self::asks`].
-    fn counted(&mut self, weight: u64);
+    /// everybody gives in the end. `aside` is what the tenant has beside its entries: weight that is set aside for it and
+    /// not inserted yet, or, below 0, weight that is asked for and was inserted already.
+    fn asks(&mut self, tenant: Option<TenantId>, aside: i64);
     /// Gives a tenant a quota of its own.
     fn set(&mut self, tenant: TenantId, weight: u64);
     /// Takes a tenant's own quota away: the default applies. Says whether it had one.

@@ -427,24 +427,32 @@ impl Account {
         self.held.values().filter(|held| held.0 == tenant).map(|held| held.1).sum()
     }
 
-    /// Whether tenants within their quotas give to the one that asks for `want`.
-    fn others_give(&self, asker: Option<u32>, want: u64, capacity: u64) -> bool {
+    /// Whether tenants within their quotas give to the one that will have so much more.
+    fn others_give(&self, asker: Option<u32>, more: u64, capacity: u64) -> bool {
         let Some(asker) = asker else { return true };
         let known = (0..4).filter(|&t| self.usage(t) > 0 || self.quotas.contains_key(&t) || t == asker);
         let promised: u64 = known.filter_map(|t| self.quota(t)).sum();
-        self.quota(asker).is_some_and(|quota| self.usage(asker) + want <= quota) && promised > capacity
+        self.quota(asker).is_some_and(|quota| self.usage(asker) + more <= quota) && promised > capacity
     }
 
     /// Every victim is the least recently used one of its tenant (or of all that share), and nobody gives while somebody
     /// who should give before has anything unpinned.
-    fn check(&self, asker: Option<u32>, out: &[Slot], want: u64, capacity: u64) -> Result<(), TestCaseError> {
+    fn check(
+        &self,
+        asker: Option<u32>,
+        aside: i64,
+        out: &[Slot],
+        want: u64,
+        capacity: u64,
+    ) -> Result<(), TestCaseError> {
         const NEVER: u32 = 4;
         let mut gone = HashSet::new();
         let mut left: BTreeMap<u32, u64> = (0..4).map(|tenant| (tenant, self.usage(tenant))).collect();
-        let others_give = self.others_give(asker, want, capacity);
+        let more = want.saturating_add_signed(aside);
+        let others_give = self.others_give(asker, more, capacity);
         let rank = |left: &BTreeMap<u32, u64>, tenant: u32| match self.quota(tenant) {
             Some(quota) if left[&tenant] > quota => 0,
-            Some(quota) if asker == Some(tenant) && left[&tenant] > quota.saturating_sub(want) => 1,
+            Some(quota) if asker == Some(tenant) && left[&tenant] > quota.saturating_sub(more) => 1,
             None => 2,
             Some(_) if others_give || asker == Some(tenant) => 3,
             Some(_) => NEVER,
@@ -519,10 +527,11 @@ proptest! {
                     // Sometimes told, and sometimes too little for the quotas.
                     let capacity = u64::from(print / 4 % 3) * 100;
                     policy.set_capacity(capacity);
-                    policy.asks(asker.map(TenantId));
+                    let aside = i64::from(size) % 7 * 3 - 6;
+                    policy.asks(asker.map(TenantId), aside);
                     let mut out = Vec::new();
                     policy.victims(size.into(), &mut out);
-                    account.check(asker, &out, size.into(), capacity)?;
+                    account.check(asker, aside, &out, size.into(), capacity)?;
                     for slot in out.iter().take(print as usize % 5) {
                         policy.remove(*slot, Removal::Evicted);
                         account.held.remove(&slot.0);

@@ -100,11 +100,6 @@ impl Tenants {
         self.index.iter().filter_map(|&tenant| self.quota(tenant)).fold(0, u64::saturating_add)
     }
 
-    /// How much a tenant may take before it is above its quota.
-    pub(crate) fn room(&self, tenant: u32) -> u64 {
-        self.quota(tenant).map_or(u64::MAX, |quota| quota.saturating_sub(self[tenant].usage))
-    }
-
     /// The quota that applies to a tenant.
     pub(crate) fn quota(&self, tenant: u32) -> Option<u64> {
         self[tenant].own_quota.or(self.default)
@@ -112,7 +107,13 @@ impl Tenants {
 
     /// How far above its quota a tenant is.
     pub(crate) fn excess(&self, tenant: u32) -> u64 {
-        self.quota(tenant).map_or(0, |quota| self[tenant].usage.saturating_sub(quota))
+        self.excess_with(tenant, 0)
+    }
+
+    /// How far above its quota a tenant would be with so much more.
+    pub(crate) fn excess_with(&self, tenant: u32, more: u64) -> u64 {
+        let usage = self[tenant].usage.saturating_add(more);
+        self.quota(tenant).map_or(0, |quota| usage.saturating_sub(quota))
     }
 
     pub(crate) fn add(&mut self, tenant: u32, weight: u32) {
@@ -169,14 +170,16 @@ impl Tenants {
         all
     }
 
-    /// Those with a quota, by how much of it they use, the fullest first.
+    /// Those with a quota, first those under the default one, and then by how much of it they use, the fullest first.
     pub(crate) fn by_use(&self) -> Vec<u32> {
         let mut all = self.all();
         all.retain(|&tenant| self[tenant].usage > 0 && self.quota(tenant).is_some());
         let full = |tenant: u32| {
             (u128::from(self[tenant].usage) << 32) / u128::from(self.quota(tenant).unwrap_or(1).max(1))
         };
-        all.sort_by_key(|&tenant| (std::cmp::Reverse(full(tenant)), tenant));
+        all.sort_by_key(|&tenant| {
+            (self[tenant].own_quota.is_some(), std::cmp::Reverse(full(tenant)), tenant)
+        });
         all
     }
 

@@ -121,10 +121,10 @@ fn a_flood_never_takes_what_is_promised_to_another_not_even_across_a_restart() {
     let run = Run::of(&config, 3);
     assert_eq!(run.there("held", 0..held) as u64, held);
     let quotas = run.fs.adapter().quotas.expect("it keeps tenants apart");
-    quotas.set_quota("held", None);
+    quotas.set_quota("held", None).unwrap();
     run.flood("flood", 2000);
     assert!(run.there("held", 0..held) > 0, "without a quota it shares what is left");
-    quotas.set_default_quota(Some(0));
+    quotas.set_default_quota(Some(0)).unwrap();
     run.flood("flood", 3000);
     assert!(run.put("flood", [9999]).remove(0).is_ok());
     assert!(run.tenants().iter().any(|t| t.salt == "flood" && t.quota == Some(1 << 20)));

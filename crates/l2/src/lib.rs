@@ -41,6 +41,7 @@ mod request;
 mod sink;
 mod stats;
 mod store;
+mod tenants;
 mod timer;
 
 pub use adapter::Adapter;
@@ -58,4 +59,5 @@ pub use stats::{CheckCounts, CheckStats};
 pub use store::{
     L2Desc, L2List, L2Quotas, L2Remove, L2Store, L2Usage, ListPage, MemoryKinds, StoreUsage, TenantUsage,
 };
+pub use tenants::Tenants;
 pub use timer::{Timer, TokioTimer};

@@ -155,10 +155,16 @@ pub struct TenantUsage {
 /// is left with the others.
 pub trait L2Quotas: Send + Sync + 'static {
     /// Gives a tenant a quota of its own in bytes, or takes it away (`None`): then the default applies.
-    fn set_quota(&self, salt: &str, bytes: Option<u64>);
+    ///
+    /// # Errors
+    /// If the store is out of service.
+    fn set_quota(&self, salt: &str, bytes: Option<u64>) -> Result<()>;
     /// What applies to tenants without a quota of their own. `None`, as it starts: they share what is left. `Some(0)`:
     /// they are the first to go.
-    fn set_default_quota(&self, bytes: Option<u64>);
+    ///
+    /// # Errors
+    /// If the store is out of service.
+    fn set_default_quota(&self, bytes: Option<u64>) -> Result<()>;
     /// The tenants that hold anything or have a quota, by salt.
     fn tenants(&self) -> Vec<TenantUsage>;
 }

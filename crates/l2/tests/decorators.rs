@@ -485,8 +485,12 @@ async fn a_storm_of_faults_passes_and_leaves_nothing_behind() {
 async fn no_ability_is_lost_and_none_appears() {
     struct Quotas;
     impl L2Quotas for Quotas {
-        fn set_quota(&self, _: &str, _: Option<u64>) {}
-        fn set_default_quota(&self, _: Option<u64>) {}
+        fn set_quota(&self, _: &str, _: Option<u64>) -> Result<()> {
+            Ok(())
+        }
+        fn set_default_quota(&self, _: Option<u64>) -> Result<()> {
+            Ok(())
+        }
         fn tenants(&self) -> Vec<TenantUsage> {
             Vec::new()
         }

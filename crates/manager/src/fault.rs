@@ -1,4 +1,4 @@
-//! A policy that panics takes out of service what it decides on, and nothing else.
+//! A policy that panics, or gives up what is in use, takes out of service what it decides on, and nothing else.
 //!
 //! - The eviction policy or the admission rule of L1: L1 is emptied and keeps nothing any more. What is stored passes
 //!   through to L2, what is loaded is temporary.
@@ -14,7 +14,7 @@ use crate::machine::Machine;
 pub struct Fault {
     /// What it decided on, and what is out of service now.
     pub part: Part,
-    /// What it panicked with.
+    /// What it panicked with, or what it did.
     pub panic: String,
 }
 

@@ -129,6 +129,11 @@ impl Index {
         self.places[slot.index()].entry.as_mut().expect("the slot is filled")
     }
 
+    /// What is in a slot that a policy named: perhaps nothing.
+    pub(crate) fn candidate(&self, slot: Slot) -> Option<&Entry> {
+        self.places.get(slot.index())?.entry.as_ref().filter(|e| !e.passing)
+    }
+
     /// Filled slots, doomed ones included.
     pub(crate) fn slots(&self) -> impl Iterator<Item = (Slot, &Entry)> {
         self.places.iter().enumerate().filter_map(|(i, p)| Some((Slot(i as u32), p.entry.as_ref()?)))

@@ -218,10 +218,10 @@ impl Manager {
         let within = rq.deadline.since(self.0.timer.now());
         let plan = self.0.prefetch.call(|p| p.plan(&keys, &resident, &views, Some(within)));
         let Plan { mut sources, admit } = plan.unwrap_or_else(|| {
-            tracing::error!(
-                panic = self.0.prefetch.fault(),
-                "nothing is loaded from L2: the prefetch policy panicked"
-            );
+            self.0.prefetch_out.call_once(|| {
+                let panic = self.0.prefetch.fault();
+                tracing::error!(panic, "nothing is loaded from L2 any more: the prefetch policy panicked");
+            });
             Plan { sources: Vec::new(), admit: Admit::Temporary }
         });
         sources.resize(keys.len(), None);

@@ -7,15 +7,16 @@ use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 use kvstrata_core::{Affinity, Error, Instant, KeyMask, Layout, ObjectKey};
-use kvstrata_evict::{Access, Admission, Contained, Entry as PolicyEntry, EvictionPolicy, Removal, Slot};
-use kvstrata_l2::{BreakerState, Phase};
+use kvstrata_evict::{
+    Access, Admission, Contained, Entry as PolicyEntry, EvictionPolicy, Removal, Slot, TenantId,
+};
+use kvstrata_l2::{BreakerState, Phase, Tenants};
 use kvstrata_mem::{Allocate, ReadBuf, WriteBuf};
 use kvstrata_policy::{L2Id, StorePolicy};
 
 use crate::index::{Entry, Handle, Index, KeyMap, StoreState};
 use crate::pace::Pace;
 use crate::store::{Retry, StoreOp};
-use crate::tenants::Tenants;
 use crate::{Committed, Options, Stats, StoredHook};
 
 /// Work for the driver.
@@ -61,6 +62,15 @@ pub(crate) struct Granted {
     pub(crate) passing: bool,
 }
 
+/// A key that somebody is writing.
+pub(crate) struct Staged {
+    /// It will not stay in L1.
+    pub(crate) passing: bool,
+    pub(crate) bytes: u64,
+    /// Whose bytes were set aside, if it is to stay.
+    pub(crate) tenant: Option<u32>,
+}
+
 /// One key's answer to `Machine::reserve`.
 pub(crate) enum Room {
     Granted(Box<Granted>),
@@ -89,7 +99,7 @@ pub(crate) struct Machine {
     pub(crate) store_policy: Contained<dyn StorePolicy>,
     pub(crate) options: Options,
     /// Keys somebody is writing.
-    pub(crate) staged: KeyMap<()>,
+    pub(crate) staged: KeyMap<Staged>,
     pub(crate) tenants: Tenants,
     pub(crate) tiers: Vec<Tier>,
     pub(crate) ops: hashbrown::HashMap<u64, StoreOp, FixedState>,
@@ -167,7 +177,7 @@ impl Machine {
         let slots: Vec<Option<Slot>> = granted
             .iter()
             .map(|g| {
-                self.staged.remove(&g.key);
+                self.unstage(&g.key);
                 self.index.find(&g.key).is_none().then(|| self.index.take_slot())
             })
             .collect();
@@ -177,8 +187,11 @@ impl Machine {
             .map(|(i, g)| {
                 let parent = g.parent.as_ref()?;
                 // The one before in the batch is the one before in the chain unless that was resident already.
-                let in_batch = i.checked_sub(1).filter(|p| granted[*p].key == *parent).and_then(|p| slots[p]);
-                in_batch.or_else(|| self.index.find(parent))
+                // What only passes through is unknown to the policy.
+                let in_batch =
+                    i.checked_sub(1).filter(|p| granted[*p].key == *parent && !granted[*p].passing);
+                let there = || self.index.find(parent).filter(|s| !self.index.at(*s).passing);
+                in_batch.and_then(|p| slots[p]).or_else(there)
             })
             .collect();
         let mut answers = vec![Committed::Duplicate; granted.len()];
@@ -225,7 +238,8 @@ impl Machine {
                 .try_into()
                 .expect("a buffer has bytes"),
             parent,
-            tenant: self.tenants.id(a.key.scope().salt()),
+            // What only passes through is nobody's: it takes nothing of the cache budget.
+            tenant: TenantId(if passing { 0 } else { self.tenants.number(a.key.scope().salt()) }),
         };
         self.typical = entry.weight;
         let handle = self.index.insert(
@@ -244,7 +258,7 @@ impl Machine {
         );
         // What only passes through is no candidate: it leaves by itself.
         if !passing {
-            self.tenants.add(entry.tenant, entry.weight);
+            self.tenants.takes(entry.tenant.0, entry.weight.get().into());
             self.policy.insert(entry, &a.cx);
         }
         handle
@@ -262,7 +276,8 @@ impl Machine {
         let slot = match found {
             Some(slot) => slot,
             None => {
-                let parent = arrival.parent.as_ref().and_then(|p| self.index.find(p));
+                let there = |p| self.index.find(p).filter(|s| !self.index.at(*s).passing);
+                let parent = arrival.parent.as_ref().and_then(there);
                 let slot = self.index.take_slot();
                 self.insert(slot, arrival, parent, None, false);
                 slot
@@ -318,7 +333,9 @@ impl Machine {
         self.pinned -= 1;
         self.roomier = true;
         if entry.doomed {
-            self.take_out(handle.slot, Removal::Deleted);
+            if let Some(entry) = self.take_out(handle.slot, Removal::Deleted) {
+                self.left(entry);
+            }
         } else {
             self.policy.unpin(handle.slot);
         }
@@ -354,7 +371,8 @@ impl Machine {
         let entry = self.index.remove(slot)?;
         if !entry.passing {
             self.policy.remove(slot, why);
-            self.tenants.sub(entry.tenant, weight(entry.buf.capacity() as u64));
+            let held = weight(entry.buf.capacity() as u64).get();
+            self.tenants.gives(entry.tenant.0, held.into());
         }
         Some(entry)
     }

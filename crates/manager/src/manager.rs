@@ -51,6 +51,8 @@ pub(crate) struct Inner {
     pub(crate) cache: Arc<dyn Allocate>,
     pub(crate) staging: Arc<dyn Allocate>,
     pub(crate) prefetch: Contained<dyn PrefetchPolicy>,
+    /// Said once.
+    pub(crate) prefetch_out: std::sync::Once,
     pub(crate) adapters: RwLock<Vec<Attached>>,
     pub(crate) timer: Arc<dyn Timer>,
     pub(crate) cx: Context,
@@ -252,6 +254,7 @@ impl Manager {
             cache: parts.cache,
             staging: parts.staging,
             prefetch: Contained::new(parts.prefetch),
+            prefetch_out: std::sync::Once::new(),
             adapters: RwLock::default(),
             timer: Arc::clone(&parts.cx.timer),
             cx: parts.cx,

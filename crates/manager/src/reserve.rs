@@ -4,7 +4,7 @@ use kvstrata_core::{Affinity, Error, ErrorKind, KeyMask, ObjectKey};
 use kvstrata_evict::{Access, Admission, EvictionPolicy, Offer, Removal, admit_chain};
 use kvstrata_mem::{UNIT, WriteBuf};
 
-use crate::machine::{Granted, Machine, Room, Tier, print, weight};
+use crate::machine::{Granted, Machine, Room, Staged, Tier, print, weight};
 use crate::{Grant, Layouts};
 
 /// Bytes as the pools count them.
@@ -29,9 +29,8 @@ impl Machine {
         if let Layouts::Each(each) = layouts {
             assert_eq!(each.len(), keys.len(), "the layouts of another batch");
         }
-        if let Some(first) = keys.first() {
-            self.asks(first);
-        }
+        let first = keys.first();
+        first.iter().for_each(|key| self.asks(key));
         let admitted = self.admitted(keys, wanted, layouts, &cx);
         let passing = |i: usize| admitted.get(i).is_some_and(|admitted| !admitted);
         let passes = self.tiers.iter().any(Tier::serves);
@@ -71,7 +70,7 @@ impl Machine {
                 };
                 match room {
                     Ok(buf) => {
-                        self.staged.insert(key.clone(), ());
+                        self.stage(key, passing(i), buf.capacity() as u64);
                         Room::Granted(Box::new(Granted {
                             key: key.clone(),
                             parent: i.checked_sub(1).map(|p| keys[p].clone()),
@@ -89,7 +88,7 @@ impl Machine {
         if let (Some(why), Grant::Whole) = (full, grant) {
             for room in &mut rooms {
                 if let Room::Granted(granted) = room {
-                    self.staged.remove(&granted.key);
+                    self.unstage(&granted.key);
                     *room = Room::Refused(why.clone());
                 }
             }
@@ -115,6 +114,8 @@ impl Machine {
         let bytes = |i: usize| units(layouts.at(i).bytes());
         let is_new: Vec<bool> =
             (0..keys.len()).map(|i| wanted.get(i) && self.index.find(&keys[i]).is_none()).collect();
+        // Behind a chunk that is only passing through there would be a gap.
+        let whole = (0..keys.len()).take_while(|i| !self.passes(&keys[*i])).count();
         let new_bytes: u64 = (0..keys.len()).filter(|i| is_new[*i]).map(bytes).sum();
         let usage = self.cache.usage();
         let free = usage.limit.saturating_sub(usage.used);
@@ -123,9 +124,9 @@ impl Machine {
             self.policy.victims(new_bytes - free, &mut self.victims);
         }
         // Each new chunk's rival is the one that goes when the chunks before it have taken what is free.
-        let mut rivals = self.victims.iter().map(|slot| {
-            let entry = self.index.at(*slot);
-            (entry.buf.capacity() as u64, print(&entry.key))
+        let mut rivals = self.victims.iter().filter_map(|slot| {
+            let entry = self.index.candidate(*slot)?;
+            Some((entry.buf.capacity() as u64, print(&entry.key)))
         });
         let (mut taken, mut given, mut rival) = (0, free, None);
         let chain: Vec<Offer> = (0..keys.len())
@@ -150,6 +151,7 @@ impl Machine {
             })
             .collect();
         admit_chain(&mut self.admission, &chain, cx, &mut out);
+        (whole..keys.len()).filter(|i| is_new[*i]).for_each(|i| out[i] = false);
         out
     }
 
@@ -158,6 +160,35 @@ impl Machine {
         self.staged.remove(key);
         self.stats.aborts += 1;
         self.roomier = true;
+    }
+
+    /// Whether the key is here and will leave by itself, so that nothing should follow it.
+    fn passes(&self, key: &ObjectKey) -> bool {
+        match self.index.find(key) {
+            Some(slot) => self.index.at(slot).passing,
+            None => self.staged.get(key).is_some_and(|staged| staged.passing),
+        }
+    }
+
+    /// Somebody writes the key from now on.
+    fn stage(&mut self, key: &ObjectKey, passing: bool, bytes: u64) {
+        let tenant = (!passing).then(|| {
+            let tenant = self.tenants.number(key.scope().salt());
+            self.tenants.sets_aside(tenant, bytes);
+            tenant
+        });
+        self.staged.insert(key.clone(), Staged { passing, bytes, tenant });
+        // What the next victims are asked for comes on top.
+        if tenant.is_some() {
+            self.asks(key);
+        }
+    }
+
+    /// Nobody writes the key any more.
+    pub(crate) fn unstage(&mut self, key: &ObjectKey) {
+        if let Some(Staged { bytes, tenant: Some(tenant), .. }) = self.staged.remove(key) {
+            self.tenants.has_written(tenant, bytes);
+        }
     }
 
     /// Why so many bytes of the two budgets cannot be had now, however much is evicted. Changes nothing.
@@ -182,13 +213,6 @@ impl Machine {
             }
         }
         None
-    }
-
-    /// Whatever is evicted from now on makes room for this key's tenant.
-    fn asks(&mut self, key: &ObjectKey) {
-        if let Some(quotas) = self.policy.quotas_mut() {
-            quotas.asks(Some(self.tenants.known(key.scope().salt())));
-        }
     }
 
     /// A buffer from the cache budget for a chunk that comes from L2; `None` if nothing is kept in L1.
@@ -223,18 +247,25 @@ impl Machine {
         }
     }
 
-    /// Evicts at least `want` bytes if the policy has that much to give; whether anything went.
+    /// Evicts at least `want` bytes if the policy has that much to give; whether anything went. A policy that gives up what
+    /// is in use or not there is not asked again.
     fn evict(&mut self, want: u64) -> bool {
         let mut victims = std::mem::take(&mut self.victims);
         victims.clear();
         self.policy.victims(want, &mut victims);
-        let went = !victims.is_empty();
+        let mut went = false;
         for slot in victims.drain(..) {
-            let Some(entry) = self.take_out(slot, Removal::Evicted) else { continue };
-            debug_assert_eq!(entry.pins, 0, "a policy gave up a pinned chunk");
-            self.stats.evicted += 1;
-            self.stats.evicted_bytes += entry.buf.len() as u64;
-            self.left(entry);
+            match self.index.candidate(slot).map(|entry| entry.pins) {
+                Some(0) => {
+                    let entry = self.take_out(slot, Removal::Evicted).expect("it was looked at");
+                    self.stats.evicted += 1;
+                    self.stats.evicted_bytes += entry.buf.len() as u64;
+                    self.left(entry);
+                    went = true;
+                }
+                Some(_) => self.policy.condemn("it gave up a pinned chunk"),
+                None => self.policy.condemn("it gave up a chunk that is not there"),
+            }
         }
         self.victims = victims;
         went

@@ -1,105 +1,27 @@
 //! Who holds how much of L1: tenants by their cache salts.
 
-use std::num::NonZeroU32;
-
-use foldhash::fast::FixedState;
-use kvstrata_core::{Error, ErrorKind, Result};
+use kvstrata_core::{Error, ErrorKind, ObjectKey, Result};
 use kvstrata_evict::{EvictionPolicy, Quotas, TenantId};
 use kvstrata_l2::{L2Quotas, TenantUsage};
 
 use crate::machine::Machine;
 use crate::{Manager, TierId};
 
-/// Whoever holds nothing and has no quota of its own: there is no number for each of those, since anybody can make up a
-/// salt.
+/// Whoever holds nothing and has no quota of its own.
 const STRANGER: TenantId = TenantId(u32::MAX);
 
-/// The tenants that hold anything or have a quota of their own. The one without a salt is always known, as number 0.
-pub(crate) struct Tenants {
-    ids: hashbrown::HashMap<Box<str>, TenantId, FixedState>,
-    rows: Vec<Row>,
-    free: Vec<TenantId>,
-}
-
-#[derive(Default)]
-struct Row {
-    salt: Box<str>,
-    used: u64,
-    quota: Option<u64>,
-}
-
-impl Default for Tenants {
-    fn default() -> Self {
-        let mut new =
-            Self { ids: hashbrown::HashMap::default(), rows: vec![Row::default()], free: Vec::new() };
-        new.ids.insert("".into(), TenantId(0));
-        new
-    }
-}
-
-impl Tenants {
-    /// The tenant's number, if it holds anything.
-    pub(crate) fn known(&self, salt: &str) -> TenantId {
-        if salt.is_empty() { TenantId(0) } else { self.ids.get(salt).copied().unwrap_or(STRANGER) }
-    }
-
-    /// The number of a tenant that is about to hold something.
-    pub(crate) fn id(&mut self, salt: &str) -> TenantId {
-        match self.known(salt) {
-            STRANGER => {
-                let row = Row { salt: salt.into(), ..Row::default() };
-                let id = match self.free.pop() {
-                    Some(id) => {
-                        self.rows[id.0 as usize] = row;
-                        id
-                    }
-                    None => {
-                        self.rows.push(row);
-                        TenantId(self.rows.len() as u32 - 1)
-                    }
-                };
-                self.ids.insert(salt.into(), id);
-                id
-            }
-            id => id,
-        }
-    }
-
-    pub(crate) fn add(&mut self, id: TenantId, weight: NonZeroU32) {
-        self.rows[id.0 as usize].used += u64::from(weight.get());
-    }
-
-    pub(crate) fn sub(&mut self, id: TenantId, weight: NonZeroU32) {
-        self.rows[id.0 as usize].used -= u64::from(weight.get());
-        self.forget(id);
-    }
-
-    fn set_quota(&mut self, salt: &str, quota: Option<u64>) -> TenantId {
-        let id = self.id(salt);
-        self.rows[id.0 as usize].quota = quota;
-        self.forget(id);
-        id
-    }
-
-    fn forget(&mut self, id: TenantId) {
-        let row = &mut self.rows[id.0 as usize];
-        if id.0 != 0 && row.used == 0 && row.quota.is_none() {
-            self.ids.remove(&std::mem::take(&mut row.salt));
-            self.free.push(id);
-        }
-    }
-
-    fn list(&self) -> Vec<TenantUsage> {
-        let rows = self.rows.iter().filter(|row| row.used > 0 || row.quota.is_some());
-        let mut list: Vec<_> = rows
-            .map(|row| TenantUsage { salt: row.salt.to_string(), used: row.used, quota: row.quota })
-            .collect();
-        list.sort_unstable();
-        list
-    }
-}
-
 impl Machine {
+    /// Whatever is evicted from now on makes room for this key's tenant.
+    pub(crate) fn asks(&mut self, key: &ObjectKey) {
+        if let Some(quotas) = self.policy.quotas_mut() {
+            let (tenant, aside) = match self.tenants.find(key.scope().salt()) {
+                Some(number) => (TenantId(number), self.tenants.aside(number)),
+                None => (STRANGER, 0),
+            };
+            quotas.asks(Some(tenant), i64::try_from(aside).unwrap_or(i64::MAX));
+        }
+    }
+
     fn quotas(&mut self) -> Result<&mut dyn Quotas> {
         if let Some(e) = self.l1_fault(SET) {
             return Err(e);
@@ -132,20 +54,18 @@ impl Manager {
         match tier {
             TierId::L1 => self.0.with(|m| {
                 m.quotas()?;
-                let tenant = m.tenants.set_quota(salt, bytes);
+                let tenant = m.tenants.set_quota(salt, bytes).map(TenantId);
                 let quotas = m.quotas()?;
-                match bytes {
-                    Some(bytes) => quotas.set(tenant, bytes),
-                    None => {
-                        quotas.delete(tenant);
-                    }
+                match (tenant, bytes) {
+                    (Some(tenant), Some(bytes)) => quotas.set(tenant, bytes),
+                    (Some(tenant), None) => drop(quotas.delete(tenant)),
+                    (None, _) => {}
                 }
+                // Who was refused for a promise may try again.
+                m.roomier = true;
                 Ok(())
             }),
-            TierId::L2(_) => {
-                self.l2_quotas(tier)?.set_quota(salt, bytes);
-                Ok(())
-            }
+            TierId::L2(_) => self.l2_quotas(tier)?.set_quota(salt, bytes),
         }
     }
 
@@ -158,12 +78,10 @@ impl Manager {
         match tier {
             TierId::L1 => self.0.with(|m| {
                 m.quotas()?.set_default(bytes);
+                m.roomier = true;
                 Ok(())
             }),
-            TierId::L2(_) => {
-                self.l2_quotas(tier)?.set_default_quota(bytes);
-                Ok(())
-            }
+            TierId::L2(_) => self.l2_quotas(tier)?.set_default_quota(bytes),
         }
     }
 

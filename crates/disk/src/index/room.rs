@@ -123,16 +123,14 @@ impl<W> Index<W> {
     fn evict(&mut self, bytes: u64, asker: Asker) -> Option<(Vec<Victim>, u64)> {
         let want = bytes.div_ceil(UNIT);
         let asks = match asker {
-            Asker::Writes(slot) => Some(self.at(slot).tenant),
+            Asker::Writes(slot) => Some(TenantId(self.at(slot).tenant)),
             Asker::Store => Some(NOBODY),
             Asker::Limit => None,
         };
         if let Some(quotas) = self.policy.quotas_mut() {
-            quotas.asks(asks);
-            if matches!(asker, Asker::Writes(_)) {
-                // The policy has heard of the object that is being written.
-                quotas.counted(want);
-            }
+            // The policy has heard of the object that is being written.
+            let inserted = if matches!(asker, Asker::Writes(_)) { want } else { 0 };
+            quotas.asks(asks, -i64::try_from(inserted).unwrap_or(i64::MAX));
         }
         let mut slots = Vec::new();
         self.policy.victims(want, &mut slots);

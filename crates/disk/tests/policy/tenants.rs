@@ -54,14 +54,14 @@ fn quotas_are_set_listed_and_deleted_and_count_what_a_start_finds() {
     store_blocks(&store, 1, 0, 3).unwrap();
     store_blocks(&store, 2, 0, 2).unwrap();
     store_blocks(&store, 0, 0, 5).unwrap();
-    store.set_quota("b", Some(5000));
-    store.set_quota("c", Some(1));
-    store.set_quota("c", None);
-    store.set_quota("never seen", None);
+    store.set_quota("b", Some(5000)).unwrap();
+    store.set_quota("c", Some(1)).unwrap();
+    store.set_quota("c", None).unwrap();
+    store.set_quota("never seen", None).unwrap();
     let all = [tenant("", 20, None), tenant("a", 12, Some(64 * KIB)), tenant("b", 8, Some(5000))];
     assert_eq!(store.tenants(), all);
     assert!(store.hold(&key(1, 0)).unwrap().remove(&key(1, 0)).unwrap());
-    store.set_quota("a", None);
+    store.set_quota("a", None).unwrap();
     assert_eq!(store.tenants(), [all[0].clone(), all[2].clone()]);
     drop(store);
 
@@ -189,7 +189,7 @@ proptest! {
                     }
                 }
                 Op::Quota(tenant, quota) => {
-                    store.set_quota(SALTS[tenant], quota);
+                    store.set_quota(SALTS[tenant], quota).unwrap();
                     match quota {
                         Some(bytes) => quotas.insert(tenant, bytes),
                         None => quotas.remove(&tenant),

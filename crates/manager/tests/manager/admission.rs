@@ -65,3 +65,40 @@ async fn a_whole_batch_needs_cache_for_what_is_admitted_and_staging_for_the_rest
     assert_eq!((m.usage().reserved, m.usage().staging.used, m.usage().stats.evicted), (0, 0, 0));
     assert_eq!(m.usage().resident, 2);
 }
+
+#[tokio::test]
+async fn nothing_stays_behind_a_chunk_that_only_passes_through() {
+    let held = Held::new("h");
+    let m = admitting("second_sighting", 2, 8, CACHE, Options::default());
+    m.add_adapter(held.adapter(), 1).unwrap();
+    store(&m, &keys(1, 2));
+    settle().await;
+    held.accept();
+    // The first of a chain passes through, and is still on its way when it is asked for again.
+    let chain = keys(2, 3);
+    store(&m, &chain[..1]);
+    settle().await;
+    m.read(&m.request(SECOND), &chain);
+    let rq = m.request(SECOND);
+    m.read(&rq, &chain);
+    let r = m.try_reserve(&rq, &chain, &KeyMask::all(3), &layouts(), Grant::Whole);
+    assert!(matches!(r[0], Reserved::Resident), "it is here until its store ends: {r:?}");
+    assert_eq!(
+        (m.usage().staging.buffers, m.usage().stats.evicted),
+        (3, 0),
+        "and the rest passes through, too"
+    );
+    drop(r);
+    // The same while somebody is still writing it.
+    held.accept();
+    let other = keys(3, 3);
+    let writing = m.try_reserve(&rq, &other[..1], &KeyMask::all(1), &layouts(), Grant::Whole);
+    m.read(&m.request(SECOND), &other);
+    let rq = m.request(SECOND);
+    m.read(&rq, &other);
+    let r = m.try_reserve(&rq, &other, &KeyMask::all(3), &layouts(), Grant::Whole);
+    assert!(matches!(r[0], Reserved::Busy), "{r:?}");
+    assert_eq!((m.usage().staging.buffers, m.usage().stats.evicted), (3, 0));
+    drop((writing, r));
+    assert_eq!((m.usage().staging.used, m.usage().reserved), (0, 0));
+}

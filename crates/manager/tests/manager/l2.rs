@@ -487,6 +487,26 @@ async fn a_store_that_ends_after_a_delete_is_undone() {
     assert_eq!((m.usage().resident, m.usage().cache.used), (0, 0));
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_hook_of_a_chunk_that_leaves_with_its_last_pin_comes_if_anybody_has_it() {
+    let (good, bad) = (Held::new("good"), Held::new("bad"));
+    let m = with(&good, 4, CACHE, Options::default());
+    m.add_adapter(bad.adapter(), 1).unwrap();
+    let hook = Arc::<Calls>::default();
+    let k = keys(1, 1);
+    store_with(&m, &k, &hook);
+    settle().await;
+    // One has it, the other one waits for its next try, and a reader holds it when L1 lets go.
+    good.accept();
+    bad.refuse(ErrorKind::Io);
+    let reader = m.read(&m.request(SECOND), &k);
+    m.clear();
+    assert!(hook.0.lock().is_empty());
+    drop(reader);
+    assert_eq!(hook.0.lock().len(), 1);
+    assert_eq!((m.usage().cache.used, m.usage().stats.lost), (0, 0));
+}
+
 #[tokio::test]
 async fn a_store_that_ends_after_a_clear_and_a_delete_is_undone() {
     let held = Held::new("h");

@@ -243,3 +243,49 @@ async fn a_faulty_prefetch_policy_ends_loads_and_leaves_l1_and_stores_alone() {
     assert_eq!(loaded(&m, &held, 2, 2).await, 2, "from L1");
     assert_eq!((m.usage().stats.stored, m.usage().pinned), (4, 0));
 }
+
+/// Gives up whatever it is asked for: what is pinned, or what never was there.
+#[derive(Debug)]
+struct Lying(Slot);
+
+impl EvictionPolicy for Lying {
+    fn name(&self) -> &'static str {
+        "lying"
+    }
+    fn set_capacity(&mut self, _: u64) {}
+    fn insert(&mut self, _: Entry, _: &Access) {}
+    fn touch(&mut self, _: Slot, _: &Access) {}
+    fn missed(&mut self, _: u64, _: &Access) {}
+    fn pin(&mut self, _: Slot) {}
+    fn unpin(&mut self, _: Slot) {}
+    fn remove(&mut self, _: Slot, _: Removal) {}
+    fn victims(&mut self, want: u64, out: &mut Vec<Slot>) -> u64 {
+        out.push(self.0);
+        want
+    }
+    fn memory(&self) -> usize {
+        0
+    }
+}
+
+#[tokio::test]
+async fn a_policy_that_gives_up_what_it_must_not_is_out_like_one_that_panics() {
+    for (slot, why) in
+        [(Slot(0), "it gave up a pinned chunk"), (Slot(99), "it gave up a chunk that is not there")]
+    {
+        let policies = Policies {
+            eviction: Box::new(Lying(slot)),
+            admission: Box::new(Always),
+            store: Box::new(StoreDefault),
+            prefetch: Box::new(FirstTier { admit: Admit::Retained }),
+        };
+        let m = policies.manager(2, 4, Options::default());
+        store(&m, &keys(1, 2));
+        let pinned = m.read(&m.request(SECOND), &keys(1, 2));
+        store(&m, &keys(2, 1));
+        assert_eq!(m.usage().faults, [Fault { part: Part::Eviction, panic: why.into() }]);
+        assert_eq!(pinned.buf(1).unwrap().as_slice().unwrap()[0], 1, "what is pinned stays as it is");
+        drop(pinned);
+        assert_eq!(m.usage().cache.used, 0);
+    }
+}

@@ -92,3 +92,55 @@ async fn a_tier_without_quotas_says_what_it_would_take() {
     let e = m.tenants(TierId::L2(kvstrata_manager::L2Id(77))).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::NotFound);
 }
+
+#[tokio::test]
+async fn made_up_salts_that_only_pass_through_leave_nothing() {
+    let m =
+        crate::common::admitting("second_sighting", 2, 8, ["LRU", "default", "default"], Options::default());
+    let held = Held::new("h");
+    m.add_adapter(held.adapter(), 1).unwrap();
+    store(&m, &keys_of("", 1, 2));
+    crate::common::settle().await;
+    held.accept();
+    for n in 0..50 {
+        assert_eq!(store(&m, &keys_of(&format!("salt-{n}"), 1, 2)), 2);
+        assert_eq!(m.tenants(TierId::L1).unwrap().len(), 1, "what passes through is nobody's");
+        crate::common::settle().await;
+        held.accept();
+    }
+    assert_eq!((held_by(&m, ""), m.usage().staging.used), (2, 0));
+}
+
+#[tokio::test]
+async fn what_is_set_aside_counts_as_its_tenants_before_it_is_committed() {
+    // Overcommitted: a has all of it and may, b may have a half.
+    let m = manager(8, 0, ISOLATED, Options::default());
+    m.set_quota(TierId::L1, "a", Some(chunks(8))).unwrap();
+    m.set_quota(TierId::L1, "b", Some(chunks(4))).unwrap();
+    assert_eq!(store(&m, &keys_of("a", 1, 8)), 8);
+    let rq = m.request(SECOND);
+    let r = m.try_reserve(&rq, &keys_of("b", 1, 8), &KeyMask::all(8), &layouts(), Grant::Part);
+    let granted = r.iter().filter(|r| matches!(r, Reserved::Granted(_))).count();
+    assert_eq!((granted, held_by(&m, "a")), (4, 4), "no more than its quota, committed or not");
+    drop(r);
+    assert_eq!((held_by(&m, "a"), m.usage().reserved, m.tenants(TierId::L1).unwrap().len()), (4, 0, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_promise_that_ends_wakes_who_waits_for_room() {
+    let m = manager(2, 0, ISOLATED, Options::default());
+    m.set_quota(TierId::L1, "a", Some(chunks(2))).unwrap();
+    assert_eq!(store(&m, &keys_of("a", 1, 2)), 2);
+    let (waiting, rq) = (m.clone(), m.request(100 * SECOND));
+    let start = tokio::time::Instant::now();
+    let reserve = tokio::spawn(async move {
+        let keys = keys_of("b", 1, 1);
+        let wait = kvstrata_manager::Wait::UntilDeadline;
+        let r = waiting.reserve(&rq, &keys, &KeyMask::all(1), &layouts(), Grant::Whole, wait).await;
+        matches!(r[0], Reserved::Granted(_))
+    });
+    tokio::time::sleep(SECOND).await;
+    m.set_quota(TierId::L1, "a", None).unwrap();
+    assert!(reserve.await.unwrap());
+    assert!(start.elapsed() < 2 * SECOND, "not at its deadline");
+}
