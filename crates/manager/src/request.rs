@@ -149,9 +149,9 @@ pub struct Deleted {
 pub struct Options {
     /// How often a failed store of a key is tried in all, per adapter; at least 1.
     pub store_attempts: u32,
-    /// The wait before the second try; doubles with each further one. An error's own advice overrides it.
+    /// The wait before the second try; doubles with each further one. An error's own advice goes before it.
     pub store_backoff: Duration,
-    /// The longest wait that doubling leads to.
+    /// The longest wait that doubling leads to. An error that advises to wait longer is final.
     pub store_backoff_max: Duration,
     /// How long an adapter may take for one batch of stores, queueing included.
     pub store_timeout: Duration,

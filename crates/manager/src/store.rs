@@ -182,9 +182,9 @@ impl Machine {
         let wait = match why.retry() {
             Advice::Never => None,
             Advice::Later => Some(backoff),
-            // What an adapter advises is heard, but not without an end.
+            // Whoever asks for more patience than there is, is not asked again.
             Advice::After(at_least) => {
-                Some(at_least.clamp(Duration::from_millis(1), self.options.store_timeout.max(backoff)))
+                (at_least <= self.options.store_backoff_max).then(|| at_least.max(Duration::from_millis(1)))
             }
         };
         let gone = entry.doomed || self.closed || self.tiers.iter().any(|t| t.id == tier && t.draining);
