@@ -32,7 +32,7 @@ struct Args {
 
 impl Args {
     fn read() -> Result<Self, String> {
-        let mut args = Self { dir: "/dev/shm".into(), objects: 200_000, rounds: 5, figures: None };
+        let mut args = Self { dir: "/dev/shm".into(), objects: 500_000, rounds: 3, figures: None };
         let mut given = std::env::args().skip(1).filter(|a| a != "--bench");
         while let Some(flag) = given.next() {
             let value = given.next().ok_or_else(|| format!("{flag} takes a value"))?;

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use super::Chart;
 
-const LEFT: f64 = 250.0;
+const LEFT: f64 = 275.0;
 const RIGHT: f64 = 760.0;
-const WIDTH: f64 = 880.0;
+const WIDTH: f64 = 900.0;
 const BAR: f64 = 17.0;
 const GROUP_GAP: f64 = 13.0;
 const HEAD: f64 = 78.0;

@@ -13,12 +13,12 @@ use serde::Deserialize;
 use crate::workspace::{Workspace, cargo};
 
 pub(crate) const USAGE: &str = "\
-usage: cargo xtask bench [--compare [--write]] [NAME..]
+usage: cargo xtask bench [--compare [--write] [--again]] [NAME..]
 
 Without --compare: the criterion benches of this workspace with short settings, to see that they run and what is slow.
 With --compare: the tables of docs/performance.md, measured again beside the others that do the same. The tables and their
 drawings go to target/figures; --write also puts them into docs/performance.md and docs/img. That takes half an hour, on a
-machine that should have nothing else to do.
+machine that should have nothing else to do. --again measures nothing, and takes what the last run left.
 
   NAME              only these; `cargo xtask bench --compare help` lists them
   LMCACHE_PYTHON    environment: a Python with lmcache 0.5.6 (a GPU is not needed), for the table `lmcache`; without it
@@ -78,7 +78,7 @@ struct Bar {
 
 pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
     let flag = |name: &str| args.iter().any(|a| a == name);
-    let (compare, write) = (flag("--compare"), flag("--write"));
+    let (compare, write, again) = (flag("--compare"), flag("--write"), flag("--again"));
     let names: Vec<&str> = args.iter().map(String::as_str).filter(|a| !a.starts_with("--")).collect();
     let known: Vec<&str> = if compare {
         PROGRAMS.iter().map(|(name, _)| *name).chain(["lmcache"]).collect()
@@ -86,7 +86,8 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
         BENCHES.into()
     };
     let unknown = args.iter().find(|a| {
-        a.as_str() != "--compare" && !(compare && a.as_str() == "--write") && !known.contains(&a.as_str())
+        let flags: &[&str] = if compare { &["--compare", "--write", "--again"] } else { &[] };
+        !flags.contains(&a.as_str()) && !known.contains(&a.as_str())
     });
     if let Some(unknown) = unknown {
         println!("{USAGE}\n\nnames here: {}", known.join(", "));
@@ -99,7 +100,7 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
     let wanted = |name: &str| names.is_empty() || names.contains(&name);
     let workspace = Workspace::load()?;
     if compare {
-        all_tables(&workspace, &wanted, write)?;
+        all_tables(&workspace, &wanted, write, again)?;
     } else {
         for name in BENCHES.into_iter().filter(|name| wanted(name)) {
             let mut command = bench(&workspace, name);
@@ -134,33 +135,41 @@ fn succeed(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-fn all_tables(workspace: &Workspace, wanted: &dyn Fn(&str) -> bool, write: bool) -> Result<()> {
+fn all_tables(workspace: &Workspace, wanted: &dyn Fn(&str) -> bool, write: bool, again: bool) -> Result<()> {
     let out = workspace.root.join("target/figures");
     std::fs::create_dir_all(&out)?;
+    let measured = workspace.root.join("target/criterion");
     let mut tables = Vec::new();
     for (name, program) in PROGRAMS.iter().filter(|(name, _)| wanted(name)) {
         let file = out.join(format!("{name}.jsonl"));
+        if again {
+            match program {
+                Program::Criterion(table) if measured.is_dir() => tables.push(table(&measured)?),
+                _ if file.is_file() => tables.extend(page::read(&file)?),
+                _ => println!("{name}: no run has left figures"),
+            }
+            continue;
+        }
         match program {
             Program::Bench(args) => succeed(bench(workspace, name).args(*args).args(to(&file)?))?,
             Program::Compare(args) => succeed(compare(workspace, name).args(*args).args(to(&file)?))?,
             Program::Criterion(table) => {
                 succeed(&mut bench(workspace, name))?;
-                tables.push(table(&workspace.root.join("target/criterion"))?);
+                tables.push(table(&measured)?);
                 continue;
             }
         }
         tables.extend(page::read(&file)?);
     }
+    let file = out.join("lmcache.jsonl");
     match std::env::var_os("LMCACHE_PYTHON") {
-        Some(python) if wanted("lmcache") => {
-            let file = out.join("lmcache.jsonl");
+        _ if !wanted("lmcache") => {}
+        _ if again && file.is_file() => tables.extend(page::read(&file)?),
+        Some(python) if !again => {
             succeed(compare(workspace, "lmcache").arg("--python").arg(python).args(to(&file)?))?;
             tables.extend(page::read(&file)?);
         }
-        None if wanted("lmcache") => {
-            println!("lmcache: not run, because LMCACHE_PYTHON names no Python that has it")
-        }
-        _ => {}
+        _ => println!("lmcache: not run, because LMCACHE_PYTHON names no Python that has it"),
     }
     if tables.is_empty() {
         bail!("nothing was measured");
