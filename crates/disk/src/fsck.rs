@@ -9,11 +9,10 @@ use kvstrata_io::{Disk, FileKind, Open};
 use kvstrata_l2::{Found, Miss};
 
 use crate::names::{
-    LOCK, MANIFEST, QUARANTINE, SNAPSHOT, TMP, is_temp_name, leaf_path, parse_fan, parse_object_name,
-    temp_name,
+    LOCK, MANIFEST, QUARANTINE, SNAPSHOT, TMP, leaf_path, parse_fan, parse_object_name, temp_name,
 };
 use crate::open::is_at;
-use crate::recover::{Looked, look_at};
+use crate::recover::{Looked, look_at, orphans};
 use crate::snapshot::Snapshot;
 use crate::{HEADER_BYTES, Manifest, Writer};
 
@@ -175,7 +174,8 @@ pub fn fsck<D: Disk>(
         bytes: 0,
         unverified: 0,
         bad: Vec::new(),
-        orphans: files(disk, &tmp)?.into_iter().filter(|p| p.file_name().is_some_and(is_temp_name)).collect(),
+        orphans: [orphans(disk, &tmp).map_err(failed(&tmp))?, orphans(disk, root).map_err(failed(root))?]
+            .concat(),
         quarantined: files(disk, &root.join(QUARANTINE))?,
         strangers: Vec::new(),
         manifest: state,

@@ -258,7 +258,8 @@ fn describe(found: Option<Manifest>, writer: Writer, namespaces: &[Namespace]) -
     Ok((manifest, changed))
 }
 
-/// Removes what was left unfinished where files were written before; the directory too, if nothing else is in it.
+/// Removes what was left unfinished where files were written before; the directory too, if nothing else is in it. The
+/// manifest is not to forget the place before that is durable.
 fn tidy<D: Disk>(disk: &D, former: &Path) {
     let left = orphans(disk, former).unwrap_or_default();
     for path in left {
@@ -266,7 +267,10 @@ fn tidy<D: Disk>(disk: &D, former: &Path) {
             tracing::warn!(path = %path.display(), error = %e, "an unfinished file cannot be deleted");
         }
     }
-    drop(disk.remove_dir(former));
+    let gone = disk.remove_dir(former).is_ok();
+    if let Some(changed) = if gone { former.parent() } else { Some(former) } {
+        drop(disk.sync_dir(changed));
+    }
 }
 
 /// Whether the open file is the one under this name: it may have been removed, or another put in its place.

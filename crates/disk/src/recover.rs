@@ -141,9 +141,11 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    /// Files that were being written: the lock says that their writers are gone.
+    /// Files that were being written: the lock says that their writers are gone. In the root lies what a start tried out
+    /// when it was cut short.
     fn remove_orphans(&self) -> io::Result<()> {
-        for path in orphans(&*self.disk, &self.tmp)? {
+        let left = [orphans(&*self.disk, &self.tmp)?, orphans(&*self.disk, &self.root)?];
+        for path in left.into_iter().flatten() {
             match self.disk.unlink(&path) {
                 Ok(()) => count(&self.counts.deleted),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}

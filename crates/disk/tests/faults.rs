@@ -1,4 +1,4 @@
-//! A disk that fails, fills up and loses power.
+//! A disk that fails and fills up.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::{key, load, payload, settings, store_payload};
 use kvstrata_core::ErrorKind;
 use kvstrata_disk::{Durability, Settings, Store};
-use kvstrata_io::{CrashOptions, Disk, Fault, OpKind, Rule, SimDisk, SimOptions};
+use kvstrata_io::{Disk, Fault, OpKind, Rule, SimDisk, SimOptions};
 use kvstrata_l2::{Miss, Stored};
 
 const LEN: usize = 9000;
@@ -136,57 +136,4 @@ fn a_refused_class_of_operations_is_given_up_and_a_missing_file_is_not_a_refusal
         assert_eq!(e.kind(), ErrorKind::Unsupported, "{e}");
         assert!(disk.list(Path::new(ROOT)).is_err(), "a refused store leaves nothing behind");
     }
-}
-
-/// After every crash that the simulation can think of: what is found is whole or known to be bad, never wrong.
-fn crash(durability: Durability) {
-    let disk = SimDisk::default();
-    let with = |id| Settings { durability, ..settings(Path::new(ROOT), id) };
-    let store = Store::open(Arc::new(disk.clone()), with(1)).unwrap();
-    disk.sync_dir(Path::new("/")).unwrap();
-    disk.checkpoint();
-    // When each version of each key was known to be stored, in changes of the disk.
-    let mut stored = Vec::new();
-    for (n, v) in [(0, 0), (1, 0), (0, 1), (2, 0)] {
-        assert_eq!(store_payload(&store, n, v, LEN).unwrap(), Stored::Written);
-        stored.push((disk.recorded(), n, v));
-    }
-    store.close();
-    drop(store);
-    let options = CrashOptions { window: 2, samples: 2, ..CrashOptions::default() };
-    let mut images = 0;
-    for image in disk.crash_images(options) {
-        images += 1;
-        let store =
-            Store::open(Arc::new(image.disk), with(2)).expect("a crash never keeps a store from opening");
-        for n in 0..3 {
-            match load(&store, n, LEN) {
-                Ok(bytes) => {
-                    let right = (0..2).any(|v| bytes == payload(n, v, LEN));
-                    assert!(right, "key {n} has wrong bytes after {}: {}", image.after, image.story);
-                }
-                Err(_) if durability == Durability::Full => {
-                    let sure = stored.iter().any(|(at, key, _)| *key == n && *at <= image.after);
-                    assert!(!sure, "key {n} was lost after {}: {}", image.after, image.story);
-                }
-                Err(_) => {}
-            }
-        }
-        for n in 0..3 {
-            // As the layer above does with what it found bad.
-            store.hold(&key(n)).unwrap().remove(&key(n)).unwrap();
-            assert_eq!(store_payload(&store, n, 0, LEN).unwrap(), Stored::Written, "healed");
-        }
-    }
-    assert!(images > 100, "{images} images");
-}
-
-#[test]
-fn no_crash_makes_wrong_bytes() {
-    crash(Durability::None);
-}
-
-#[test]
-fn no_crash_loses_what_was_made_durable() {
-    crash(Durability::Full);
 }

@@ -174,6 +174,18 @@ fn names_keep_their_order() {
 }
 
 #[test]
+fn times_go_on_after_a_checkpoint() {
+    let disk = store();
+    disk.checkpoint();
+    let before = disk.metadata(p("/store")).unwrap().modified;
+    write(&disk, "/store/f", b"new");
+    let now = disk.metadata(p("/store")).unwrap().modified;
+    assert!(now > before);
+    assert_eq!(disk.crash(Crash::Keep).metadata(p("/store")).unwrap().modified, now);
+    assert_eq!(disk.crash(Crash::Lose).metadata(p("/store")).unwrap().modified, before);
+}
+
+#[test]
 fn a_replacing_rename_leaves_the_old_or_the_new() {
     let disk = store();
     let old = write(&disk, "/store/f", b"old");

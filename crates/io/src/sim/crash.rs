@@ -48,6 +48,8 @@ pub struct CrashImages {
     /// All changes before this one are durable at the moment in hand, and are in the tree.
     folded: usize,
     base: Tree,
+    /// The changes before the first recorded one: times go on, also in an image.
+    before: u64,
     after: usize,
     fates: std::vec::IntoIter<Fates>,
     options: CrashOptions,
@@ -58,11 +60,25 @@ pub struct CrashImages {
 type Fates = Vec<(usize, Fate)>;
 
 impl CrashImages {
-    pub(super) fn new(base: Tree, log: Vec<Change>, options: CrashOptions, disk: SimOptions) -> Self {
+    pub(super) fn new(
+        (base, before): (Tree, u64),
+        log: Vec<Change>,
+        options: CrashOptions,
+        disk: SimOptions,
+    ) -> Self {
         let synced = synced(&log);
         let disk = SimOptions { mode: SimMode::Inline, ..disk };
-        let mut images =
-            Self { log, synced, folded: 0, base, after: 0, fates: Vec::new().into_iter(), options, disk };
+        let mut images = Self {
+            log,
+            synced,
+            folded: 0,
+            base,
+            before,
+            after: 0,
+            fates: Vec::new().into_iter(),
+            options,
+            disk,
+        };
         images.enter(0);
         images
     }
@@ -91,7 +107,7 @@ impl CrashImages {
         self.after = after;
         while self.folded < after && self.synced[self.folded] <= after {
             let i = self.folded;
-            self.base.apply(&self.log[i], i as u64 + 1, &Fate::Kept, 1);
+            self.base.apply(&self.log[i], self.before + i as u64 + 1, &Fate::Kept, 1);
             self.folded += 1;
         }
         let open = self.open();
@@ -188,7 +204,7 @@ impl CrashImages {
         let mut story = String::new();
         for i in self.folded..self.after {
             let fate = open.next_if(|(at, _)| *at == i).map_or(&Fate::Kept, |(_, fate)| fate);
-            tree.apply(&self.log[i], i as u64 + 1, fate, unit);
+            tree.apply(&self.log[i], self.before + i as u64 + 1, fate, unit);
             if *fate != Fate::Kept {
                 tell(&mut story, i, &self.log[i], fate);
             }

@@ -176,7 +176,8 @@ impl SimDisk {
     pub fn crash_images(&self, options: CrashOptions) -> CrashImages {
         assert!(self.shared.options.record, "crash images need `SimOptions::record`");
         let state = self.shared.state.lock();
-        CrashImages::new(state.base.clone(), state.log.clone(), options, self.shared.options.clone())
+        let base = (state.base.clone(), state.before);
+        CrashImages::new(base, state.log.clone(), options, self.shared.options.clone())
     }
 }
 

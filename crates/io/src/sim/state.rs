@@ -20,6 +20,8 @@ pub(super) struct State {
     pub(super) tree: Tree,
     /// What was durable before the first recorded change.
     pub(super) base: Tree,
+    /// How many changes that took.
+    pub(super) before: u64,
     pub(super) log: Vec<Change>,
     record: bool,
     /// Changes ever made. It stands in for the clock: the simulated disk has none.
@@ -43,6 +45,7 @@ impl State {
         let taken = tree.nodes.keys().map(|ino| tree.file(*ino).map_or(0, |b| b.taken())).sum();
         Self {
             base: tree.clone(),
+            before: changes,
             tree,
             log: Vec::new(),
             record,
@@ -76,6 +79,7 @@ impl State {
     /// Everything so far is durable from now on, and no crash goes back behind it.
     pub(super) fn checkpoint(&mut self) {
         self.base = self.tree.clone();
+        self.before = self.changes;
         self.log.clear();
     }
 
