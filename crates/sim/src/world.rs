@@ -172,9 +172,13 @@ impl World {
                 self.oracle.wrong(format!("tier {at} could not be removed: {e}"));
             }
         }
-        // What nobody waits for any more, such as the loads of an engine that went away, ends by itself.
+        // What nobody waits for any more, such as the loads of an engine that went away, ends by itself; a call whose fault was
+        // chosen before the faults were switched off may begin to hang only now.
         let end = self.exec.now() + PATIENCE;
-        while self.turn(end) {}
+        self.tiers.iter_mut().for_each(Tier::heal);
+        while self.turn(end) {
+            self.tiers.iter_mut().for_each(Tier::heal);
+        }
         self.look();
         let u = self.manager().usage();
         let held = (u.pinned, u.reserved, u.storing, u.staging.used, u.staging.buffers);
@@ -184,7 +188,12 @@ impl World {
             ));
         }
         if u.cache.buffers != u.resident as u64 {
-            self.oracle.wrong(format!("{} buffers for {} chunks", u.cache.buffers, u.resident));
+            self.oracle.wrong(format!(
+                "{} buffers for {} chunks, {} tasks",
+                u.cache.buffers,
+                u.resident,
+                self.exec.tasks()
+            ));
         }
         let tenants: u64 =
             self.manager().tenants(TierId::L1).expect("L1 counts").iter().map(|t| t.used).sum();
