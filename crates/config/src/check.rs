@@ -41,7 +41,8 @@ pub(crate) fn check(settings: &Settings, machine: &Machine, registry: &Registry)
     numbers(settings)?;
     memory(settings, machine)?;
     policies(settings)?;
-    let warnings = adapters(settings, registry)?;
+    let mut warnings = adapters(settings, registry)?;
+    warnings.extend(promises(settings));
     combinations(settings)?;
     Ok(warnings)
 }
@@ -184,6 +185,19 @@ fn quotas(s: &Settings) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Quotas that cannot all be kept at once.
+fn promises(s: &Settings) -> Option<Warning> {
+    let all = s.eviction.quotas.iter().fold(0u64, |sum, quota| sum.saturating_add(quota.size.0));
+    (all > s.l1.size.0).then(|| {
+        let m = format!(
+            "together {}, more than L1 holds ({}): tenants within their quotas take from each other",
+            ByteSize(all),
+            s.l1.size
+        );
+        Warning::new("eviction.quotas", "settings", m)
+    })
 }
 
 fn adapters(s: &Settings, registry: &Registry) -> Result<Vec<Warning>> {

@@ -243,6 +243,10 @@ impl Registry {
             if !own.contains(&key.as_str()) {
                 let warning = common(&own, name, key, value).map_err(|e| about(e.with("key", key)))?;
                 warnings.extend(warning);
+                if depth > 0 && (OPTIONS.contains(&key.as_str()) || key == "weight") {
+                    let why = "how an adapter is treated is said of the outermost one";
+                    warnings.push(Warning::no_effect(key, &format!("adapter {name}, inner"), why));
+                }
             }
         }
         warnings.extend(factory.check(&own_keys(&own, settings)).map_err(about)?);

@@ -363,3 +363,13 @@ fn a_quota_that_can_never_hold_is_refused_with_its_policy() {
         }
     }
 }
+
+#[test]
+fn quotas_that_cannot_all_be_kept_are_said() {
+    let pairs = [("eviction-policy", "IsolatedLRU"), ("l1-size-gb", "1")];
+    let warnings =
+        |quotas: &str| effective(&by(&[&pairs[..], &[("eviction-quotas", quotas)]].concat())).warnings;
+    assert_eq!(warnings(r#"{"a":"512MiB","b":"512MiB"}"#), []);
+    let said = warnings(r#"{"a":"1GiB","b":"512MiB"}"#);
+    assert!(said.len() == 1 && said[0].to_string().contains("1536MiB"), "{said:?}");
+}

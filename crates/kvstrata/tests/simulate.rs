@@ -45,10 +45,10 @@ fn it_predicts_what_replay_gets_to_six_digits() {
     let simulate = [
         &["simulate"][..],
         &trace,
-        &["--policy", "fifo,lru,s3fifo", "--admission", "always,duel", "--capacity", "64"],
+        &["--policy", "fifo,lru,s3fifo,life-table", "--admission", "always,duel", "--capacity", "64"],
     ];
     let rows = figures(dir.path(), &simulate.concat());
-    for policy in ["fifo", "lru", "s3fifo"] {
+    for policy in ["fifo", "lru", "s3fifo", "life-table"] {
         for admission in ["always", "duel"] {
             // 64 blocks of 4096 bytes.
             let l1 =

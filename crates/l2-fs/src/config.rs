@@ -36,7 +36,8 @@ pub struct FsConfig {
     /// Where files are written before they are published, relative to `base_path`; `tmp` unless set.
     #[serde(default)]
     pub relative_tmp_dir: Option<PathBuf>,
-    /// Who goes first when the limit is reached; LRU unless set.
+    /// Who goes first when the limit is reached; LRU unless set: a disk has many small objects, and other policies keep more
+    /// memory for each.
     #[serde(default)]
     pub eviction_policy: Option<String>,
     /// LMCache's way to set the policy.
@@ -166,14 +167,13 @@ impl FsConfig {
         }
         self.capacity()?;
         let policy = self.policy()?;
-        self.quotas()?;
         let given =
             [("quotas", !self.quotas.is_empty()), ("default_quota_gb", self.default_quota_gb.is_some())];
         match given.into_iter().find(|(_, given)| *given) {
             Some((key, _)) if policy.quotas().is_none() => {
                 bad(key, &policy.name(), "this eviction policy does not keep tenants apart; IsolatedLRU does")
             }
-            _ => Ok(()),
+            _ => self.quotas().map(|_| ()),
         }
     }
 
@@ -200,6 +200,10 @@ impl FsConfig {
     /// `Invalid` for what is no size.
     pub fn quotas(&self) -> Result<Quotas> {
         let bytes = |key: &'static str, what: &dyn std::fmt::Display, gib: f64| {
+            if self.max_capacity_gb > 0.0 && gib > self.max_capacity_gb {
+                let e = Error::invalid(OP, "a quota of more than the store holds can never be reached");
+                return Err(e.with(key, what).with("max_capacity_gb", self.max_capacity_gb));
+            }
             let bytes = gib * f64::from(1 << 30);
             if bytes >= 0.0 && bytes < 2f64.powi(63) {
                 return Ok(bytes as u64);
@@ -256,8 +260,12 @@ impl FsConfig {
         if self.max_capacity_gb == 0.0 && (self.eviction.is_some() || self.eviction_policy.is_some()) {
             out.push(("eviction_policy", "nothing is evicted without max_capacity_gb"));
         }
-        if self.max_capacity_gb == 0.0 && !self.quotas.is_empty() {
-            out.push(("quotas", "nothing is evicted without max_capacity_gb"));
+        for (key, given) in
+            [("quotas", !self.quotas.is_empty()), ("default_quota_gb", self.default_quota_gb.is_some())]
+        {
+            if self.max_capacity_gb == 0.0 && given {
+                out.push((key, "nothing is evicted without max_capacity_gb"));
+            }
         }
         out
     }

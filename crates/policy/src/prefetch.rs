@@ -12,7 +12,8 @@ use crate::{L2Id, TierView};
 pub enum Admit {
     /// It is there for its readers only and goes with the last of them. Counts against the staging budget.
     Temporary,
-    /// It stays like a stored one, until it is evicted. Counts against the cache budget.
+    /// It stays like a stored one, until it is evicted. Counts against the cache budget. Chunks stay as they arrive, each for
+    /// itself: where an earlier one of the chain failed to load, what stays has a gap before it, and L2 still has the rest.
     Retained,
 }
 
