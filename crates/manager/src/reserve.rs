@@ -29,21 +29,26 @@ impl Machine {
         if let Layouts::Each(each) = layouts {
             assert_eq!(each.len(), keys.len(), "the layouts of another batch");
         }
-        let first = keys.first();
-        first.iter().for_each(|key| self.asks(key));
+        let Some(first) = keys.first() else { return Vec::new() };
+        self.asks(first);
         let admitted = self.admitted(keys, wanted, layouts, &cx);
         let passing = |i: usize| admitted.get(i).is_some_and(|admitted| !admitted);
         let passes = self.tiers.iter().any(Tier::serves);
         let mut full: Option<Error> = None;
+        // What the batch has already does not go for the rest of it: then that would have to be had, too.
+        let mut kept = Vec::new();
         if grant == Grant::Whole {
             let (mut cached, mut staged) = (0, 0);
             for i in (0..keys.len()).filter(|i| wanted.get(*i)) {
-                if self.index.find(&keys[i]).is_none() && !self.staged.contains_key(&keys[i]) {
+                if let Some(slot) = self.index.find(&keys[i]) {
+                    self.policy.pin(slot);
+                    kept.push(slot);
+                } else if !self.staged.contains_key(&keys[i]) {
                     let need = if passing(i) { &mut staged } else { &mut cached };
                     *need += units(layouts.at(i).bytes());
                 }
             }
-            full = self.cannot_have(cached, if passes { staged } else { 0 });
+            full = self.cannot_have(first, cached, if passes { staged } else { 0 });
         }
         let mut rooms = Vec::with_capacity(keys.len());
         for (i, key) in keys.iter().enumerate() {
@@ -93,6 +98,7 @@ impl Machine {
                 }
             }
         }
+        kept.into_iter().for_each(|slot| self.policy.unpin(slot));
         rooms
     }
 
@@ -157,7 +163,7 @@ impl Machine {
 
     /// The writer of a reservation went away without a commit.
     pub(crate) fn abort(&mut self, key: &ObjectKey) {
-        self.staged.remove(key);
+        self.unstage(key);
         self.stats.aborts += 1;
         self.roomier = true;
     }
@@ -191,8 +197,9 @@ impl Machine {
         }
     }
 
-    /// Why so many bytes of the two budgets cannot be had now, however much is evicted. Changes nothing.
-    fn cannot_have(&mut self, cached: u64, staged: u64) -> Option<Error> {
+    /// Why so many bytes of the two budgets cannot be had now for a batch that begins with `first`, however much is evicted.
+    /// Changes nothing.
+    fn cannot_have(&mut self, first: &ObjectKey, cached: u64, staged: u64) -> Option<Error> {
         let limits = [("cache", cached, self.cache.usage()), ("staging", staged, self.staging.usage())];
         for (budget, need, usage) in limits {
             if need > usage.limit {
@@ -206,7 +213,11 @@ impl Machine {
                 continue;
             }
             self.victims.clear();
-            if budget == "staging" || self.policy.victims(want, &mut self.victims) < want {
+            // By the time the last victims are asked for, the tenant has what is free now as well.
+            self.asks_beside(first, need.saturating_sub(want));
+            let had = budget == "cache" && self.policy.victims(want, &mut self.victims) >= want;
+            self.asks(first);
+            if !had {
                 let e =
                     Error::new(ErrorKind::NoSpace, "reserve", "too much of L1 is in use for the whole batch");
                 return Some(e.with("budget", budget).with("bytes", need).with("limit", usage.limit));
@@ -247,12 +258,14 @@ impl Machine {
         }
     }
 
-    /// Evicts at least `want` bytes if the policy has that much to give; whether anything went. A policy that gives up what
-    /// is in use or not there is not asked again.
+    /// Evicts at least `want` bytes if the policy has that much to give, and else nothing: it would be in vain. Whether
+    /// anything went. A policy that gives up what is in use or not there is not asked again.
     fn evict(&mut self, want: u64) -> bool {
         let mut victims = std::mem::take(&mut self.victims);
         victims.clear();
-        self.policy.victims(want, &mut victims);
+        if self.policy.victims(want, &mut victims) < want {
+            victims.clear();
+        }
         let mut went = false;
         for slot in victims.drain(..) {
             match self.index.candidate(slot).map(|entry| entry.pins) {

@@ -13,12 +13,17 @@ const STRANGER: TenantId = TenantId(u32::MAX);
 impl Machine {
     /// Whatever is evicted from now on makes room for this key's tenant.
     pub(crate) fn asks(&mut self, key: &ObjectKey) {
+        self.asks_beside(key, 0);
+    }
+
+    /// The same, when it will have so many bytes more by then.
+    pub(crate) fn asks_beside(&mut self, key: &ObjectKey, more: u64) {
         if let Some(quotas) = self.policy.quotas_mut() {
             let (tenant, aside) = match self.tenants.find(key.scope().salt()) {
                 Some(number) => (TenantId(number), self.tenants.aside(number)),
                 None => (STRANGER, 0),
             };
-            quotas.asks(Some(tenant), i64::try_from(aside).unwrap_or(i64::MAX));
+            quotas.asks(Some(tenant), i64::try_from(aside.saturating_add(more)).unwrap_or(i64::MAX));
         }
     }
 

@@ -107,6 +107,28 @@ async fn part_grants_a_prefix_and_whole_grants_all_or_nothing() {
 }
 
 #[tokio::test]
+async fn nothing_is_evicted_for_what_is_refused_nor_from_a_batch_for_the_rest_of_it() {
+    let m = l1(3);
+    let (a, b) = (keys(1, 2), keys(2, 1));
+    store(&m, &b);
+    store(&m, &a);
+    let rq = m.request(SECOND);
+    let held = m.read(&rq, &a);
+    let two = Layouts::from(Layout::opaque(2 * CHUNK as u64).unwrap());
+    let r = m.try_reserve(&rq, &keys(3, 1), &KeyMask::all(1), &two, Grant::Part);
+    assert!(matches!(&r[0], Reserved::Refused(e) if e.kind() == ErrorKind::NoSpace), "{r:?}");
+    assert_eq!(m.usage().stats.evicted, 0, "one chunk is not enough, so it stays");
+    // Only what the batch has already could go for the second one.
+    let batch = [b, keys(4, 1)].concat();
+    let r = m.try_reserve(&rq, &batch, &KeyMask::all(2), &layouts(), Grant::Whole);
+    assert!(matches!(r[..], [Reserved::Resident, Reserved::Refused(_)]), "{r:?}");
+    assert_eq!(m.usage().stats.evicted, 0);
+    drop(held);
+    let r = m.try_reserve(&rq, &batch, &KeyMask::all(2), &layouts(), Grant::Whole);
+    assert!(matches!(r[..], [Reserved::Resident, Reserved::Granted(_)]), "{r:?}");
+}
+
+#[tokio::test]
 async fn a_size_that_never_fits_is_invalid_and_not_waited_for() {
     let m = l1(2);
     let big = Layouts::from(Layout::opaque(3 * CHUNK as u64).unwrap());

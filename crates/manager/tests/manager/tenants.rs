@@ -54,6 +54,18 @@ async fn a_tenant_whose_room_is_all_promised_to_others_is_refused() {
 }
 
 #[tokio::test]
+async fn what_was_set_aside_and_given_back_does_not_count_towards_a_quota() {
+    let m = manager(4, 0, ISOLATED, Options::default());
+    m.set_quota(TierId::L1, "a", Some(chunks(2))).unwrap();
+    m.set_quota(TierId::L1, "b", Some(chunks(3))).unwrap();
+    assert_eq!(store(&m, &keys_of("b", 1, 3)), 3);
+    let rq = m.request(SECOND);
+    let one = |n| m.try_reserve(&rq, &keys_of("a", n, 1), &KeyMask::all(1), &layouts(), Grant::Part);
+    (0..5).for_each(|n| drop(one(n)));
+    assert_eq!(store(&m, &keys_of("a", 9, 2)), 2, "the quotas exceed the budget, and a stays within its own");
+}
+
+#[tokio::test]
 async fn without_a_quota_the_default_applies_and_none_means_sharing() {
     let m = manager(6, 0, ISOLATED, Options::default());
     store(&m, &keys_of("a", 1, 3));
