@@ -137,6 +137,110 @@ fn an_object_whose_key_is_held_is_not_evicted() {
     assert_eq!(load(&store, 0, 5000).unwrap_err(), Miss::Absent, "as any other, later");
 }
 
+#[derive(Clone, Debug)]
+enum Use {
+    Put(u64, u64),
+    Get(u64),
+    Remove(u64),
+    /// Pins an object, or ends the oldest pin.
+    Pin(u64),
+    Unpin,
+}
+
+fn uses() -> impl Strategy<Value = Vec<Use>> {
+    let op = prop_oneof![
+        8 => (0u64..24, 0u64..2).prop_map(|(n, v)| Use::Put(n, v)),
+        4 => (0u64..24).prop_map(Use::Get),
+        1 => (0u64..24).prop_map(Use::Remove),
+        2 => (0u64..24).prop_map(Use::Pin),
+        2 => Just(Use::Unpin),
+    ];
+    prop::collection::vec(op, 1..120)
+}
+
+/// Everything is there but what was used longest ago: of the objects that nobody pins, those that went are older than
+/// those that stay.
+fn in_order(uses: Vec<Use>) -> Result<(), TestCaseError> {
+    let disk = Arc::new(kvstrata_io::SimDisk::default());
+    let limited = Settings { capacity: Some(320 << 10), ..settings(Path::new("/kv"), 1) };
+    let store = Store::open(disk, limited).expect("a store");
+    let layout = Layout::opaque(9000).expect("a layout").id();
+    // The versions, what was used last at the end.
+    let mut model: Vec<(u64, u64)> = Vec::new();
+    let mut pins = std::collections::VecDeque::new();
+    for what in uses {
+        match what {
+            Use::Put(n, v) => {
+                let before = store.usage().evicted;
+                let known = model.iter().position(|o| *o == (n, v));
+                match store_payload(&store, n, v, 9000) {
+                    Ok(stored) => {
+                        prop_assert_eq!(stored == Stored::Present, known.is_some());
+                        model.retain(|o| o.0 != n);
+                        let mut gone = store.usage().evicted - before;
+                        model.retain(|o| {
+                            let goes = gone > 0 && !pins.iter().any(|(p, _)| *p == o.0);
+                            gone -= u64::from(goes);
+                            !goes
+                        });
+                        prop_assert_eq!(gone, 0, "more went than could");
+                        if stored == Stored::Written {
+                            // What was pinned under this name was another object.
+                            pins.retain(|(p, _)| *p != n);
+                        }
+                        model.push((n, v));
+                    }
+                    Err(e) => {
+                        prop_assert_eq!(e.kind(), ErrorKind::NoSpace);
+                        prop_assert_eq!(store.usage().evicted, before, "in vain");
+                    }
+                }
+            }
+            Use::Get(n) => match model.iter().position(|o| o.0 == n) {
+                Some(at) => {
+                    let (n, v) = model.remove(at);
+                    prop_assert_eq!(load(&store, n, 9000).expect("it is there"), payload(n, v, 9000));
+                    model.push((n, v));
+                }
+                None => prop_assert_eq!(load(&store, n, 9000).unwrap_err(), Miss::Absent),
+            },
+            Use::Remove(n) => {
+                let there = store.hold(&key(n)).expect("a free key").remove(&key(n)).expect("a removal");
+                prop_assert_eq!(there, model.iter().any(|o| o.0 == n));
+                model.retain(|o| o.0 != n);
+                // Whoever loads it now finds that it went.
+                pins.retain(|(p, _)| *p != n);
+            }
+            Use::Pin(n) => {
+                if let Some(at) = model.iter().position(|o| o.0 == n) {
+                    let pin = store.pin(&[(key(n), layout)]).expect("in service").pop().expect("one answer");
+                    pins.push_back((n, pin.expect("it is there")));
+                    let used = model.remove(at);
+                    model.push(used);
+                }
+            }
+            Use::Unpin => drop(pins.pop_front()),
+        }
+        let there = store.probe(&(0..24).map(key).collect::<Vec<_>>()).expect("in service");
+        for (n, found) in (0..24).zip(there) {
+            prop_assert_eq!(found.is_some(), model.iter().any(|o| o.0 == n), "key {}", n);
+        }
+        let usage = store.usage();
+        prop_assert_eq!((usage.objects, usage.used), (model.len() as u64, model.len() as u64 * 16384));
+        prop_assert!(usage.used + store.overhead_bytes() <= 320 << 10);
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, max_shrink_iters: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_was_used_longest_ago_goes_first_and_what_is_pinned_stays(uses in uses()) {
+        in_order(uses)?;
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
