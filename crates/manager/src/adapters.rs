@@ -29,8 +29,8 @@ pub struct AdapterOptions {
 /// A limit on the bytes in flight to and from an adapter.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum InFlight {
-    /// A quarter of the cache budget in flight, but at least 64 MiB, and as many waiting, so that a slow or hanging adapter
-    /// never pins all of L1. None where L1 is only a buffer: there a chunk that is refused is lost.
+    /// A quarter of the cache budget in flight, but at least 64 MiB, and as many waiting: from 256 MiB on, a slow or hanging
+    /// adapter never pins more than half of L1. None where L1 is only a buffer: there a chunk that is refused is lost.
     Fitting,
     /// None but the budgets of L1.
     Unlimited,

@@ -2,14 +2,11 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::poll_fn;
-use std::pin::Pin as StdPin;
 use std::sync::Arc;
-use std::task::Poll;
 
 use kvstrata_core::{Error, ErrorKind, KeyMask, ObjectKey, Result};
 use kvstrata_evict::Access;
-use kvstrata_l2::{Adapter, Answer, Get, GetItem, GetSink, Keys, Miss, Probe, timed_out};
+use kvstrata_l2::{Adapter, Answer, Call, Found, Get, GetItem, GetSink, Keys, Miss, Probe, all, timed_out};
 use kvstrata_mem::sync::Mutex;
 use kvstrata_mem::{UNIT, WriteBuf};
 use kvstrata_policy::{Admit, L2Id, Plan, TierView};
@@ -172,15 +169,15 @@ impl Manager {
         let probe_deadline = now + rq.deadline.since(now) / 2;
         let probes = adapters.iter().map(|tier| {
             let probe = Probe { keys: Arc::clone(&asked), deadline: probe_deadline, affinity: rq.affinity };
-            async {
+            Box::pin(async {
                 tokio::select! {
                     biased;
                     found = tier.adapter.store.probe(probe) => found,
                     () = self.0.timer.sleep_until(probe_deadline) => Vec::new(),
                 }
-            }
+            }) as Call<'_, Vec<Result<Option<Found>>>>
         });
-        let answers = all(probes).await;
+        let answers = all(probes.collect()).await;
         for (tier, found) in adapters.into_iter().zip(answers) {
             let mut has = KeyMask::none(keys.len());
             for (answer, position) in found.into_iter().zip(&missing) {
@@ -385,21 +382,4 @@ impl Inner {
         });
         Pin::new(Hit { buf, handle, source: TierId::L2(tier) }, Arc::clone(self))
     }
-}
-
-/// Waits for all of a few futures at once.
-async fn all<T>(futures: impl Iterator<Item = impl Future<Output = T> + Send>) -> Vec<T> {
-    let mut waiting: Vec<(Option<T>, StdPin<Box<_>>)> = futures.map(|f| (None, Box::pin(f))).collect();
-    poll_fn(|cx| {
-        let mut pending = false;
-        for (result, future) in waiting.iter_mut().filter(|(r, _)| r.is_none()) {
-            match future.as_mut().poll(cx) {
-                Poll::Ready(value) => *result = Some(value),
-                Poll::Pending => pending = true,
-            }
-        }
-        if pending { Poll::Pending } else { Poll::Ready(()) }
-    })
-    .await;
-    waiting.into_iter().map(|(result, _)| result.expect("all are ready")).collect()
 }

@@ -105,6 +105,8 @@ pub(crate) struct Machine {
     pub(crate) ops: hashbrown::HashMap<u64, StoreOp, FixedState>,
     pub(crate) next_op: u64,
     pub(crate) retries: BinaryHeap<Retry>,
+    /// Stores that are being undone, since their keys were deleted meanwhile.
+    pub(crate) undoing: usize,
     pub(crate) stats: Stats,
     pub(crate) effects: Vec<Effect>,
     pub(crate) closed: bool,
@@ -149,6 +151,7 @@ impl Machine {
             ops: hashbrown::HashMap::default(),
             next_op: 0,
             retries: BinaryHeap::new(),
+            undoing: 0,
             stats: Stats::default(),
             effects: Vec::new(),
             closed: false,

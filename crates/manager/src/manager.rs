@@ -3,12 +3,12 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use kvstrata_core::{Affinity, Error, ErrorKind, Instant, KeyMask, ObjectKey, Result};
 use kvstrata_evict::{Admission, Contained, EvictionPolicy};
-use kvstrata_l2::{Adapter, Context, Put, PutItem, PutSink, Stored, Timer};
+use kvstrata_l2::{Adapter, Call, Context, Put, PutItem, PutSink, Stored, Timer, all};
 use kvstrata_mem::sync::{Mutex, RwLock};
 use kvstrata_mem::{Allocate, SpaceWatch};
 use kvstrata_policy::{L2Id, LoadTime, PrefetchPolicy, StorePolicy};
@@ -104,14 +104,7 @@ impl Inner {
     fn perform(self: &Arc<Self>, effect: Effect) {
         match effect {
             Effect::Put { tier, op, items, affinity } => self.put(tier, op, items, affinity),
-            Effect::Remove { tier, key } => {
-                if let Some(remove) = self.adapter(tier).and_then(|a| a.remove) {
-                    let deadline = self.timer.now() + self.machine.lock().options.store_timeout;
-                    self.cx.spawn.spawn(Box::pin(async move {
-                        remove.remove([key].into(), deadline).await;
-                    }));
-                }
-            }
+            Effect::Remove { tier, key } => self.undo(tier, key),
             Effect::Hook { hook, key } => {
                 if catch_unwind(AssertUnwindSafe(|| hook.stored(&key))).is_err() {
                     tracing::error!(%key, "a completion hook panicked");
@@ -119,6 +112,30 @@ impl Inner {
                 }
             }
         }
+    }
+
+    /// Takes away what was stored after it had been deleted. Counted as a store in flight until then.
+    fn undo(self: &Arc<Self>, tier: L2Id, key: ObjectKey) {
+        let open = AtomicBool::new(true);
+        let inner = Arc::clone(self);
+        let done = Arc::new(move |gone: bool| {
+            if open.swap(false, Ordering::Relaxed) {
+                inner.with(|m| m.undone(gone));
+                inner.quiet.notify_waiters();
+            }
+        });
+        let Some(remove) = self.adapter(tier).and_then(|a| a.remove) else { return done(false) };
+        let deadline = self.timer.now() + self.machine.lock().options.store_timeout;
+        let late = Arc::clone(&done);
+        let work = async move {
+            let answers = remove.remove([key.clone()].into(), deadline).await;
+            let failed = answers.iter().find_map(|a| a.as_ref().err());
+            if let Some(error) = failed {
+                tracing::warn!(%key, %error, "a deleted key stays in an adapter that was storing it");
+            }
+            done(failed.is_none() && !answers.is_empty());
+        };
+        self.bounded(deadline, work, move || late(false));
     }
 
     fn put(
@@ -423,25 +440,31 @@ impl Manager {
         let l1 = self.0.with(|m| m.delete(keys));
         let mut deleted = Deleted { l1, l2: KeyMask::none(keys.len()), failed: Vec::new() };
         let adapters = self.0.adapters.read().clone();
-        for Attached { adapter, .. } in adapters {
-            let name = adapter.store.desc().name.clone();
-            let Some(remove) = &adapter.remove else {
-                deleted.failed.push((name, "the adapter cannot delete".into()));
-                continue;
-            };
-            let answers = tokio::select! {
-                biased;
-                answers = remove.remove(keys.into(), rq.deadline) => answers,
-                () = self.0.timer.sleep_until(rq.deadline) => {
-                    deleted.failed.push((name, "no answer by the deadline".into()));
-                    continue;
+        // All at once, so that one that hangs takes no time from the others.
+        let remove = |attached: &Attached| {
+            let (remove, deadline, keys) = (attached.adapter.remove.clone(), rq.deadline, keys.into());
+            Box::pin(async move {
+                let remove = remove.ok_or("the adapter cannot delete")?;
+                tokio::select! {
+                    biased;
+                    answers = remove.remove(keys, deadline) => Ok(answers),
+                    () = self.0.timer.sleep_until(deadline) => Err("no answer by the deadline"),
                 }
-            };
-            for (i, answer) in answers.into_iter().enumerate() {
-                match answer {
-                    Ok(true) => deleted.l2.set(i),
-                    Ok(false) => {}
-                    Err(e) => deleted.failed.push((name.clone(), e.to_string())),
+            }) as Call<'_, std::result::Result<Vec<Result<bool>>, &'static str>>
+        };
+        let answers = all(adapters.iter().map(remove).collect()).await;
+        for (Attached { adapter, .. }, answers) in adapters.iter().zip(answers) {
+            let mut failed = |why: String| deleted.failed.push((adapter.store.desc().name.clone(), why));
+            match answers {
+                Err(why) => failed(why.into()),
+                Ok(answers) => {
+                    for (i, answer) in answers.into_iter().enumerate() {
+                        match answer {
+                            Ok(true) => deleted.l2.set(i),
+                            Ok(false) => {}
+                            Err(e) => failed(e.to_string()),
+                        }
+                    }
                 }
             }
         }
@@ -491,25 +514,33 @@ impl Manager {
     /// # Errors
     /// `TimedOut` if something was still in flight after `within`; the first error of an adapter's own shutdown.
     pub async fn shutdown(&self, within: Duration) -> Result<()> {
-        let deadline = self.0.timer.now() + within;
+        let now = self.0.timer.now();
+        let (patience, deadline) = (now + within / 4 * 3, now + within);
         self.0.with(|m| {
             m.closed = true;
             m.give_up(None);
         });
-        let quiet = self.0.quiet(deadline, |m| m.storing() == 0).await;
         let adapters = std::mem::take(&mut *self.0.adapters.write());
-        let mut first = Ok(());
-        for Attached { adapter, .. } in adapters {
-            let ended = self.0.end(&adapter, deadline).await;
-            first = first.and(ended);
-        }
+        // Each for itself, so that one that hangs takes no time from the others. It may end while its own last stores are on
+        // their way when a quarter of the time is left.
+        let end = |attached: &Attached| {
+            let (inner, id, adapter) = (Arc::clone(&self.0), attached.id, attached.adapter.clone());
+            Box::pin(async move {
+                let idle =
+                    |m: &mut Machine| m.tiers.iter().find(|t| t.id == id).is_none_or(|t| t.in_flight == 0);
+                inner.quiet(patience, idle).await;
+                inner.end(&adapter, deadline).await
+            }) as Call<'_, Result<()>>
+        };
+        let ended = all(adapters.iter().map(end).collect()).await;
+        let quiet = self.0.quiet(deadline, |m| m.storing() == 0).await;
         self.0.with(|m| m.tiers.clear());
         self.0.gone.send_replace(true);
         self.0.retry.notify_one();
         if !quiet {
             return Err(Error::new(ErrorKind::TimedOut, "shut down", "stores were still in flight"));
         }
-        first
+        ended.into_iter().collect()
     }
 }
 

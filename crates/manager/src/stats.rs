@@ -44,6 +44,8 @@ pub struct Stats {
     pub store_gave_up: u64,
     /// Keys that an adapter was not offered, because its breaker was open.
     pub store_skipped: u64,
+    /// Keys that were deleted while an adapter stored them, and that it may still have: it cannot delete, or did not.
+    pub undo_failures: u64,
     /// Keys that left L1 although no adapter took them.
     pub lost: u64,
     /// Keys loaded from L2.

@@ -160,6 +160,7 @@ impl Machine {
             // Unless it was stored anew meanwhile: then what lies there is wanted.
             let key = entry.key.clone();
             if self.is_free(&key) {
+                self.undoing += 1;
                 self.effects.push(Effect::Remove { tier, key });
             }
         }
@@ -264,8 +265,14 @@ impl Machine {
         }
     }
 
-    /// Keys whose way to L2 is not over.
+    /// Keys whose way to L2 is not over, or not undone.
     pub(crate) fn storing(&self) -> usize {
-        self.ops.values().map(|op| op.left).sum::<usize>() + self.retries.len()
+        self.ops.values().map(|op| op.left).sum::<usize>() + self.retries.len() + self.undoing
+    }
+
+    /// An adapter took away again what it had stored after a deletion, or did not.
+    pub(crate) fn undone(&mut self, gone: bool) {
+        self.undoing -= 1;
+        self.stats.undo_failures += u64::from(!gone);
     }
 }

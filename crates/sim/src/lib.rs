@@ -13,7 +13,8 @@
 //! ```
 //!
 //! What is watched, at every step: no wrong byte; what is found was stored; no call ends after its deadline; every hook at
-//! most once, and never for a duplicate; memory and disks within their limits; no task panics that was not made to. At
+//! most once, never for a duplicate, never before an adapter has said that it has the key, and, unless the key was deleted,
+//! never left out; memory and disks within their limits; no task panics that was not made to. At
 //! rest: no pin, reservation, store or byte is left, tenants add up, what is deleted is gone, a shutdown ends, and no task
 //! outlives it.
 //!
@@ -24,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 mod exec;
+mod note;
 mod oracle;
 mod plan;
 mod plant;

@@ -19,6 +19,12 @@ struct Watched {
     /// Hook calls by commit and key.
     hooks: BTreeMap<(u64, [u8; 32]), u32>,
     commits: u64,
+    /// Keys that adapters told the manager they have: how often, and since the last kill.
+    stored: BTreeMap<[u8; 32], u64>,
+    /// Keys that hooks were called for since the last kill.
+    hooked: BTreeSet<[u8; 32]>,
+    /// Keys that somebody deleted since the last kill.
+    deleted: BTreeSet<[u8; 32]>,
     /// Engines at work.
     clients: usize,
     wrong: Vec<String>,
@@ -53,7 +59,11 @@ impl Oracle {
 
     /// The engines are gone with the process.
     pub(crate) fn killed(&self) {
-        self.0.lock().clients = 0;
+        let mut watched = self.0.lock();
+        watched.clients = 0;
+        watched.stored.clear();
+        watched.hooked.clear();
+        watched.deleted.clear();
     }
 
     /// The number of a commit that is about to be made.
@@ -67,10 +77,38 @@ impl Oracle {
     /// A hook was called for a key of a commit.
     pub(crate) fn hook(&self, commit: u64, key: &ObjectKey) {
         let mut watched = self.0.lock();
+        watched.hooked.insert(*key.fingerprint256());
+        if watched.stored.get(key.fingerprint256()).is_none_or(|n| *n == 0) {
+            watched.wrong.push(format!("the hook was called for {key}, which no adapter has taken"));
+        }
         let calls = watched.hooks.entry((commit, *key.fingerprint256())).or_default();
         *calls += 1;
         if *calls > 1 {
             watched.wrong.push(format!("the hook of commit {commit} was called twice for {key}"));
+        }
+    }
+
+    /// An adapter says that it has a key, or the manager had been answered for it before.
+    pub(crate) fn stored(&self, key: &ObjectKey, heard: bool) {
+        let mut watched = self.0.lock();
+        let times = watched.stored.entry(*key.fingerprint256()).or_default();
+        *times = if heard { *times + 1 } else { times.saturating_sub(1) };
+    }
+
+    /// Somebody deletes these keys: what is stored of them meanwhile is undone, and no hook comes.
+    pub(crate) fn deletes(&self, keys: &[ObjectKey]) {
+        self.0.lock().deleted.extend(keys.iter().map(|key| *key.fingerprint256()));
+    }
+
+    /// Every store is over: whoever's key was taken has heard of it.
+    pub(crate) fn at_rest(&self) {
+        let watched = &mut *self.0.lock();
+        let silent = watched.stored.iter().filter(|(key, times)| {
+            **times > 0 && !watched.hooked.contains(*key) && !watched.deleted.contains(*key)
+        });
+        let silent = silent.count();
+        if silent > 0 {
+            watched.wrong.push(format!("{silent} keys were stored, and their hooks were not called"));
         }
     }
 

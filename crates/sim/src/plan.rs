@@ -36,6 +36,10 @@ pub(crate) struct TierPlan {
     pub(crate) kind: TierKind,
     /// In units of 4 KiB.
     pub(crate) capacity: u64,
+    /// Bytes in flight it is allowed, in units of 4 KiB; 0 for no limit.
+    pub(crate) limit: u64,
+    /// Failed calls in a row after which it is left alone; 0 for never.
+    pub(crate) breaker: u32,
     /// Of all keys of all calls, while its faults are switched on.
     pub(crate) fault_percent: u64,
     pub(crate) seed: u64,
@@ -148,6 +152,8 @@ impl Setup {
             capacity: 40 + rng.below(200),
             fault_percent: [0, 2, 10, 40][rng.below(4) as usize],
             seed: rng.bits() >> 1,
+            limit: if rng.percent(50) { 0 } else { 2 + rng.below(30) },
+            breaker: if rng.percent(30) { 0 } else { 1 + rng.below(6) as u32 },
         };
         Self {
             eviction: if buffer_only { "noop" } else { one_of(rng, &NAMES) },

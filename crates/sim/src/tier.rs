@@ -2,14 +2,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvstrata_core::{Layout, Namespace};
 use kvstrata_io::{Crash, Disk, SimDisk, SimMode, SimOptions};
-use kvstrata_l2::{Adapter, Context};
+use kvstrata_l2::{Adapter, BreakerOptions, Context, LimitOptions};
 use kvstrata_l2_fault::{Fault, FaultConfig, Injector};
 use kvstrata_l2_fs::{FsConfig, FsContext, FsStore};
 use kvstrata_l2_mock::{Mock, MockConfig};
-use kvstrata_manager::L2Id;
+use kvstrata_manager::{AdapterOptions, InFlight, L2Id};
 
 use crate::plan::{TierKind, TierPlan};
 
@@ -121,6 +122,25 @@ impl Tier {
         let injector = Injector::new(inner, &config, cx.clone()).map_err(|e| e.to_string())?;
         injector.arm(false);
         Ok((injector.adapter(), injector, mock))
+    }
+
+    /// How the manager is to treat it.
+    pub(crate) fn options(&self, weight: u32) -> AdapterOptions {
+        let breaker = BreakerOptions {
+            consecutive: self.plan.breaker,
+            cool_down: Duration::from_millis(10 + self.plan.seed % 1000),
+            ..BreakerOptions::default()
+        };
+        let limit = LimitOptions {
+            in_flight: self.plan.limit * UNIT,
+            for_loads: self.plan.limit * UNIT / 4,
+            waiting: self.plan.limit * UNIT / 2,
+        };
+        AdapterOptions {
+            weight,
+            breaker: (self.plan.breaker > 0).then_some(breaker),
+            limit: if self.plan.limit > 0 { InFlight::Of(limit) } else { InFlight::Unlimited },
+        }
     }
 
     pub(crate) fn opened(&mut self, id: L2Id, injector: Injector, mock: Option<Mock>) {

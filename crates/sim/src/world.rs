@@ -16,6 +16,7 @@ use kvstrata_testkit::rng::Rng;
 use parking_lot::Mutex;
 
 use crate::exec::Executor;
+use crate::note::noting;
 use crate::oracle::Oracle;
 use crate::plan::{CHAINS, LONGEST, Setup, Step};
 use crate::plant::{Deaf, Plant, keeping};
@@ -129,6 +130,7 @@ impl World {
         let cx = self.exec.context();
         let manager = self.manager();
         let keeps = self.plant == Some(Plant::BuffersKept);
+        let oracle = self.oracle.clone();
         let tier = &mut self.tiers[at];
         if tier.open.is_some() {
             return;
@@ -136,7 +138,7 @@ impl World {
         match tier.adapter(&cx, &self.layouts) {
             Ok((adapter, injector, mock)) => {
                 let adapter = if keeps { keeping(adapter) } else { adapter };
-                match manager.add_adapter(adapter, at as u32 + 1) {
+                match manager.add_adapter(noting(adapter, &oracle), tier.options(at as u32 + 1)) {
                     Ok(id) => {
                         tier.opened(id, injector, mock);
                         tier.present = true;
@@ -180,6 +182,7 @@ impl World {
             self.tiers.iter_mut().for_each(Tier::heal);
         }
         self.look();
+        self.oracle.at_rest();
         let u = self.manager().usage();
         let held = (u.pinned, u.reserved, u.storing, u.staging.used, u.staging.buffers);
         if held != (0, 0, 0, 0, 0) {
@@ -280,6 +283,7 @@ impl World {
             Step::Delete { chain, from, len, within } => {
                 let (keys, _) = self.batch(chain, from, len);
                 let within = Duration::from_millis(within);
+                self.oracle.deletes(&keys);
                 self.client(within, "delete", move |m, rq, _, _| async move {
                     m.delete(&rq, &keys).await;
                 });

@@ -44,6 +44,10 @@ pub(crate) struct Held {
     pub(crate) has: Mutex<HashMap<ObjectKey, (Vec<u8>, Found)>>,
     pub(crate) probes: Mutex<usize>,
     pub(crate) removed: Mutex<Vec<ObjectKey>>,
+    /// Does not answer removals.
+    pub(crate) deaf: Mutex<bool>,
+    /// When it was shut down.
+    pub(crate) ended: Mutex<Option<tokio::time::Instant>>,
 }
 
 impl Held {
@@ -63,6 +67,8 @@ impl Held {
             has: Mutex::default(),
             probes: Mutex::default(),
             removed: Mutex::default(),
+            deaf: Mutex::default(),
+            ended: Mutex::default(),
         })
     }
 
@@ -149,6 +155,7 @@ impl L2Store for Held {
     }
 
     async fn shutdown(&self, _deadline: Instant) -> Result<()> {
+        *self.ended.lock() = Some(tokio::time::Instant::now());
         Ok(())
     }
 }
@@ -156,6 +163,9 @@ impl L2Store for Held {
 #[async_trait]
 impl L2Remove for Held {
     async fn remove(&self, keys: Keys, _deadline: Instant) -> Vec<Result<bool>> {
+        if *self.deaf.lock() {
+            std::future::pending::<()>().await;
+        }
         self.removed.lock().extend(keys.iter().cloned());
         keys.iter().map(|key| Ok(self.has.lock().remove(key).is_some())).collect()
     }

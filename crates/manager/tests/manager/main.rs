@@ -5,6 +5,7 @@ mod breaker;
 mod common;
 mod l1;
 mod l2;
+mod leaving;
 mod policies;
 mod tenants;
 mod tiers;
