@@ -116,26 +116,19 @@ impl Inner {
 
     /// Takes away what was stored after it had been deleted. Counted as a store in flight until then.
     fn undo(self: &Arc<Self>, tier: L2Id, key: ObjectKey) {
-        let open = AtomicBool::new(true);
-        let inner = Arc::clone(self);
-        let done = Arc::new(move |gone: bool| {
-            if open.swap(false, Ordering::Relaxed) {
-                inner.with(|m| m.undone(gone));
-                inner.quiet.notify_waiters();
-            }
-        });
-        let Some(remove) = self.adapter(tier).and_then(|a| a.remove) else { return done(false) };
+        let undo = Arc::new(Undo { inner: Arc::clone(self), open: AtomicBool::new(true) });
+        let Some(remove) = self.adapter(tier).and_then(|a| a.remove) else { return };
         let deadline = self.timer.now() + self.machine.lock().options.store_timeout;
-        let late = Arc::clone(&done);
+        let late = Arc::clone(&undo);
         let work = async move {
             let answers = remove.remove([key.clone()].into(), deadline).await;
             let failed = answers.iter().find_map(|a| a.as_ref().err());
             if let Some(error) = failed {
                 tracing::warn!(%key, %error, "a deleted key stays in an adapter that was storing it");
             }
-            done(failed.is_none() && !answers.is_empty());
+            undo.ended(failed.is_none() && !answers.is_empty());
         };
-        self.bounded(deadline, work, move || late(false));
+        self.bounded(deadline, work, move || late.ended(false));
     }
 
     fn put(
@@ -246,6 +239,27 @@ impl Inner {
                 () = self.timer.sleep_until(deadline) => return self.with(&mut done),
             }
         }
+    }
+}
+
+/// A store that is being undone. Dropped without an end, because the adapter panicked or there is none, it was not.
+struct Undo {
+    inner: Arc<Inner>,
+    open: AtomicBool,
+}
+
+impl Undo {
+    fn ended(&self, gone: bool) {
+        if self.open.swap(false, Ordering::Relaxed) {
+            self.inner.with(|m| m.undone(gone));
+            self.inner.quiet.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        self.ended(false);
     }
 }
 
