@@ -29,7 +29,7 @@ pub const TARGETS: [Target; 8] = [
     Target { name: "key", run: key, base: 16 << 10, per_byte: 16 },
     Target { name: "header", run: header, base: 64 << 10, per_byte: 16 },
     Target { name: "manifest", run: manifest, base: 64 << 10, per_byte: 128 },
-    Target { name: "index", run: index, base: 64 << 10, per_byte: 64 },
+    Target { name: "snapshot", run: snapshot, base: 64 << 10, per_byte: 64 },
     Target { name: "trace", run: trace, base: 64 << 10, per_byte: 256 },
     Target { name: "config_file", run: config_file, base: 1 << 20, per_byte: 1024 },
     Target { name: "config_flags", run: config_flags, base: 1 << 20, per_byte: 1024 },
@@ -95,7 +95,7 @@ pub fn manifest(data: &[u8]) -> bool {
 }
 
 /// A snapshot of a store's index: of the store that it names, as it is and with the checksum that fits.
-pub fn index(data: &[u8]) -> bool {
+pub fn snapshot(data: &[u8]) -> bool {
     let Some(id) = data.get(16..32).and_then(|id| id.try_into().ok()) else {
         assert!(rewrite_index(data, 0).is_err(), "{} bytes are no snapshot", data.len());
         return false;

@@ -10,4 +10,7 @@ fn twelve_kills_lose_nothing_that_was_acknowledged_and_leave_nothing_unfinished(
     let report = run(&options, &mut Progress::silent());
     assert_eq!(report.failures, Vec::<String>::new());
     assert_eq!((report.kills, report.torn), (12, 0));
+    // It was not for want of anything to find.
+    assert!(report.while_opening < report.kills, "{report:?}");
+    assert!(report.acknowledged > 0 && report.verified > 0, "{report:?}");
 }

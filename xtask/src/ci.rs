@@ -24,7 +24,7 @@ const STEPS: [(&str, Step); 11] = [
     }),
     ("alone", alone),
     ("doc", |w| commands(w, &[&["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"]])),
-    ("loom", extra::loom),
+    ("schedules", extra::schedules),
     ("miri", extra::miri),
     ("tests", |w| {
         let words: Vec<&str> = TEST_COMMAND.split(' ').skip(1).collect();

@@ -36,7 +36,7 @@ pub(crate) fn miri(workspace: &Workspace) -> Result<Outcome> {
 
 /// The tests of `--cfg kvstrata_shuttle`: real code whose locks are the model checker's, so that every schedule of a small test is
 /// tried, and thousands of a larger one.
-pub(crate) fn loom(workspace: &Workspace) -> Result<Outcome> {
+pub(crate) fn schedules(workspace: &Workspace) -> Result<Outcome> {
     let line = ["test", "--locked", "--package", "kvstrata-manager", "--test", "schedules"];
     println!("$ RUSTFLAGS=\"--cfg kvstrata_shuttle\" cargo {}", line.join(" "));
     // Other flags are another build: without a folder of its own each would undo the other.

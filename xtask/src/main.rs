@@ -4,11 +4,14 @@
 //! cargo xtask dag          every arrow between crates against docs/dag.toml
 //! cargo xtask tidy         what a compiler does not check: sizes, clocks, doc pages, links
 //! cargo xtask deps         what each library crate pulls in against docs/deps.toml
-//! cargo xtask loom         the schedules of the threads that meet in mem, l2 and manager, under a model checker
+//! cargo xtask schedules    the schedules of the threads that meet in mem, l2 and manager, under a model checker
 //! cargo xtask miri         the unsafe code of mem under Miri, where a nightly toolchain has it
 //! cargo xtask ci [STEP..]  everything that CI runs, or only these steps of it
 //! cargo xtask bench ..     the benchmarks, or all tables of docs/performance.md; `bench help` says how
 //! cargo xtask sim ..       plays seeds of the simulation; `--help` says how
+//! cargo xtask faults ..    a million faults below the digest check, over memory and over files
+//! cargo xtask kill ..      kills a process that stores, and looks at what it leaves
+//! cargo xtask rot ..       lets a store's files rot, and looks at what is delivered
 //! ```
 //!
 //! Every finding says where it is and what to do next. Exit codes: 0 nothing found, 1 something found, 2 wrong usage.
@@ -33,7 +36,7 @@ use workspace::Workspace;
 
 fn usage() -> String {
     format!(
-        "usage: cargo xtask dag | tidy | deps | loom | miri | ci [STEP..] | bench [ARG..] | {} [ARG..]\nsteps of ci: {}",
+        "usage: cargo xtask dag | tidy | deps | schedules | miri | ci [STEP..] | bench [ARG..] | {} [ARG..]\nsteps of ci: {}",
         programs::NAMES.join(" | "),
         ci::step_names().join(", ")
     )
@@ -49,7 +52,7 @@ fn main() -> ExitCode {
         ("dag", []) => report("dag", dag::run),
         ("tidy", []) => report("tidy", tidy::run),
         ("deps", []) => report("deps", deps::run),
-        ("loom", []) => ci::one(extra::loom),
+        ("schedules", []) => ci::one(extra::schedules),
         ("bench", args) => bench::run(args),
         ("miri", []) => ci::one(extra::miri),
         ("ci", steps) if ci::knows(steps) => ci::run(steps),

@@ -19,7 +19,9 @@ async fn wait(state: &State, op: &'static str, choices: &[Option<Choice>], deadl
     let Some(choice) = slow(choices) else { return Ok(()) };
     state.counters.injected(choice.fault);
     let waited = state.driver.call(op, deadline, state.wait(choice)).await;
-    state.counters.effective(choice.fault);
+    if waited.as_ref().is_err_and(|e| e.kind() == ErrorKind::TimedOut) {
+        state.counters.effective(choice.fault);
+    }
     waited
 }
 
@@ -139,7 +141,8 @@ impl L2List for List {
         let mut page = self.inner.list(cursor, limit).await?;
         let choices = state.choose(Op::List, page.entries.iter().map(|(key, _)| key));
         if let Some(choice) = slow(&choices) {
-            state.counters.both(choice.fault);
+            // There is no deadline that it could miss.
+            state.counters.injected(choice.fault);
             state.wait(choice).await;
         }
         if choices.iter().any(|c| is(c, Fault::Error)) {

@@ -41,8 +41,8 @@ pub struct FaultCount {
     /// Faults put in place.
     pub injected: u64,
     /// Those that changed bytes or an outcome that was then looked at: a damaged object counts when it is loaded, a lost
-    /// write when the key is missed, an error when it is answered. Each counts once. What the medium forgets before
-    /// anybody looks never counts.
+    /// write when the key is missed, an error when it is answered, a delay or a hang when the deadline passed in it and
+    /// that was the answer. Each counts once. What the medium forgets before anybody looks never counts.
     pub effective: u64,
 }
 

@@ -130,7 +130,7 @@ impl State {
     }
 
     /// Runs `go` after the wait, as a task that owns what is in `go`. At the deadline the key at `position` is answered,
-    /// and what `go` holds stays until the wait is over.
+    /// and what `go` holds stays until the wait is over. A fault that ended in time changed no answer by itself.
     pub(crate) async fn after_wait<T, F>(
         self: &Arc<Self>,
         op: &'static str,
@@ -147,10 +147,10 @@ impl State {
         let work = async move {
             let mut wait = pin!(state.wait(choice));
             let in_time = until(state.timer(), deadline, wait.as_mut()).await.is_some();
-            state.counters.effective(choice.fault);
             if in_time {
                 go().await;
             } else {
+                state.counters.effective(choice.fault);
                 sink.answer(position, T::failed(timed_out(op, deadline)));
                 wait.await;
                 drop(go);

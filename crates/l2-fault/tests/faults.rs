@@ -152,7 +152,8 @@ fn all_but_panics() -> Vec<Fault> {
 #[tokio::test(start_paused = true)]
 async fn no_class_yields_a_wrong_byte_and_each_is_counted() {
     for fault in all_but_panics() {
-        let rig = Rig::new(&FaultConfig { hang_ms: Some(80), ..FaultConfig::new(0.2, 11, &[fault]) });
+        let rig =
+            Rig::new(&FaultConfig { delay_ms: 60, hang_ms: Some(80), ..FaultConfig::new(0.2, 11, &[fault]) });
         rig.work(fault as u64, 200).await;
         let counts = rig.injector.counts();
         let of = counts.of(fault);
@@ -180,7 +181,7 @@ async fn no_class_yields_a_wrong_byte_and_each_is_counted() {
 async fn all_classes_at_once_and_the_same_again_from_the_same_seed() {
     let config = |seed| {
         let all = FaultConfig::new(0.15, seed, &all_but_panics());
-        FaultConfig { hang_ms: Some(80), ..all }
+        FaultConfig { delay_ms: 60, hang_ms: Some(80), ..all }
     };
     let run = async |seed| {
         let rig = Rig::new(&config(seed));
@@ -276,6 +277,7 @@ async fn a_hang_that_ends_in_time_goes_on() {
     let (answers, ()) = tokio::join!(rig.put([0]), release);
     assert_eq!(answers[0].as_ref().unwrap(), &Stored::Written);
     assert!(rig.right(0, rig.get([0]).await.remove(0)));
+    assert_eq!((rig.injector.counts().of(Fault::Hang).injected, rig.effective(Fault::Hang)), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]

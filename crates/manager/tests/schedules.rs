@@ -1,5 +1,5 @@
 //! Where threads meet: pins, seal and drop, room that comes free, and the answers of a request. Real code; under
-//! `cargo xtask loom` its locks are a model checker's, which tries every order in which the threads of a small test can
+//! `cargo xtask schedules` its locks are a model checker's, which tries every order in which the threads of a small test can
 //! go on, and thousands of orders of a larger one. Otherwise the same tests run on the machine's threads, a few times.
 
 use std::collections::HashSet;

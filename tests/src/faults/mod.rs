@@ -9,6 +9,7 @@ mod outcome;
 mod world;
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -138,7 +139,12 @@ pub fn run(options: &Options, panics: &AtomicU64, progress: &mut Progress) -> Re
             scope.spawn(|| {
                 while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let margin = if unit.medium == Medium::Files { options.margin } else { Duration::ZERO };
-                    let outcome = world::play(unit, margin, &done);
+                    // A world that panics is one that failed; the others go on, and its name is told.
+                    let played = catch_unwind(AssertUnwindSafe(|| world::play(unit, margin, &done)));
+                    let outcome = played.unwrap_or_else(|_| Outcome {
+                        failures: vec![format!("{unit}: the world itself panicked")],
+                        ..Outcome::default()
+                    });
                     let at = units.iter().position(|u| std::ptr::eq(u, unit)).expect("one of them");
                     outcomes.lock().push((at, outcome));
                 }

@@ -65,7 +65,7 @@ pub struct Report {
     pub unacknowledged: u64,
     /// Keys that were acknowledged, and evicted since.
     pub evicted: u64,
-    /// Keys that were removed and stayed so.
+    /// Keys that were removed; none may be there in any later opening.
     pub removed: u64,
     /// Unfinished files, all cleaned up by the next opening.
     pub unfinished: u64,
@@ -92,8 +92,8 @@ struct Place {
     /// Keys that are stored, in the order they were acknowledged in.
     stored: BTreeMap<u64, u64>,
     acks: u64,
-    /// Keys that were removed.
-    removed: BTreeSet<u64>,
+    /// Keys that were removed or evicted. No number is used twice, so none of them ever comes back.
+    gone: BTreeSet<u64>,
 }
 
 impl Place {
@@ -108,7 +108,7 @@ impl Place {
             next: 0,
             stored: BTreeMap::new(),
             acks: 0,
-            removed: BTreeSet::new(),
+            gone: BTreeSet::new(),
         }
     }
 
@@ -124,16 +124,16 @@ impl Place {
             let mut words = line.split(' ');
             let what = words.next();
             for id in words.filter_map(|w| w.parse::<u64>().ok()) {
+                self.next = self.next.max(id + 1);
                 match what {
                     Some("stored") => {
                         self.acks += 1;
                         self.stored.insert(id, self.acks);
-                        self.next = self.next.max(id + 1);
                         report.acknowledged += 1;
                     }
                     // From here until it is done, nobody knows.
                     Some("removing") => drop(self.stored.remove(&id)),
-                    Some("removed") => drop(self.removed.insert(id)),
+                    Some("removed") => report.removed += u64::from(self.gone.insert(id)),
                     _ => report.failures.push(format!("{}: a process said {line:?}", self.name)),
                 }
             }
@@ -350,14 +350,11 @@ fn expect(place: &mut Place, listed: &BTreeSet<u64>, wrong: &mut Vec<String>, re
         }
         // It is told once.
         place.stored.remove(&id);
+        place.gone.insert(id);
     }
-    for id in &place.removed {
-        if listed.contains(id) {
-            wrong.push(format!("key {id} was removed and is back"));
-        }
+    for id in place.gone.intersection(listed) {
+        wrong.push(format!("key {id} was removed or evicted and is back"));
     }
-    report.removed += place.removed.len() as u64;
-    place.removed.clear();
     for id in listed {
         if !place.stored.contains_key(id) {
             report.unacknowledged += 1;

@@ -155,7 +155,7 @@ decoders! {
     key: 20_000,
     header: 20_000,
     manifest: 10_000,
-    index: 10_000,
+    snapshot: 10_000,
     trace: 10_000,
     config_file: 10_000,
     config_flags: 10_000,

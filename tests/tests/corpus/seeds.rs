@@ -12,7 +12,7 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "key" => keys().iter().map(encoded).collect(),
         "header" => keys().into_iter().enumerate().map(|(i, key)| block(key, i as u64)).collect(),
         "manifest" => manifests(),
-        "index" => indexes(),
+        "snapshot" => indexes(),
         "trace" => traces(),
         "config_file" => texts(&FILES),
         "config_flags" => texts(&FLAGS),

@@ -2,5 +2,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    kvstrata_fuzz::index(data);
+    kvstrata_fuzz::snapshot(data);
 });
