@@ -111,30 +111,50 @@ fn lookup(c: &mut Criterion) {
     group.finish();
 }
 
-/// 1, 2, 4 and 8 threads over chains of their own. More threads than cores are reported as not run.
+/// 1, 2, 4 and 8 threads, each with chains of its own: hits only, and the whole cycle of a full L1. More threads than cores
+/// are reported as not run.
 fn threads(c: &mut Criterion) {
-    let mut group = c.benchmark_group("L1 hits, threads");
+    threaded(c, "L1 hits, threads", 1, |m, k, _| {
+        let rq = m.request(Duration::from_secs(1));
+        black_box(m.read(&rq, k).len());
+    });
+    // Four times what there is room for, so that each store evicts.
+    threaded(c, "L1 cycle, threads", 64, |m, k, layouts| {
+        store(m, k, layouts);
+        let rq = m.request(Duration::from_secs(1));
+        let hits = m.read(&rq, k);
+        m.touch(&rq, k, &hits.mask());
+        black_box(hits.len());
+    });
+}
+
+/// What so many threads at once make of `work`, per key; each goes over as many chains of 1 024 keys again and again.
+fn threaded(
+    c: &mut Criterion,
+    name: &str,
+    chains_each: u32,
+    work: impl Fn(&Manager, &[ObjectKey], &Layouts) + Sync,
+) {
+    let mut group = c.benchmark_group(name);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     for threads in [1, 2, 4, 8] {
         if threads > cores {
-            println!("L1 hits, threads/{threads}: not run, this machine has {cores} cores");
+            println!("{name}/{threads}: not run, this machine has {cores} cores");
             continue;
         }
         let (_runtime, m) = manager(16_384);
         let layouts = Layouts::from(Layout::opaque(UNIT as u64).expect("good"));
-        let chains: Vec<Vec<ObjectKey>> = (0..threads as u32).map(|chain| keys(chain, 1024)).collect();
-        chains.iter().for_each(|k| store(&m, k, &layouts));
+        let chains = |thread: u32| (0..chains_each).map(move |n| keys(thread * chains_each + n, 1024));
+        let chains: Vec<Vec<Vec<ObjectKey>>> = (0..threads as u32).map(|t| chains(t).collect()).collect();
+        chains.iter().flatten().for_each(|k| store(&m, k, &layouts));
         group.throughput(Throughput::Elements(1024 * threads as u64));
         group.bench_function(BenchmarkId::from_parameter(threads), |b| {
             b.iter_custom(|rounds| {
                 let begun = std::time::Instant::now();
                 std::thread::scope(|s| {
-                    for k in &chains {
+                    for own in &chains {
                         s.spawn(|| {
-                            for _ in 0..rounds {
-                                let rq = m.request(Duration::from_secs(1));
-                                black_box(m.read(&rq, k).len());
-                            }
+                            own.iter().cycle().take(rounds as usize).for_each(|k| work(&m, k, &layouts))
                         });
                     }
                 });
