@@ -41,7 +41,7 @@ impl AdapterSettings {
     }
 
     /// How the manager is to treat it: `weight`, `breaker` (false, true, or an object with any of `consecutive`, `ratio`,
-    /// `window`, `at_least`, `cool_down`, `cool_down_max`) and `max_in_flight` (bytes; 0 for no limit).
+    /// `window`, `at_least`, `patience`, `cool_down`, `cool_down_max`) and `max_in_flight` (bytes; 0 for no limit).
     ///
     /// # Errors
     /// `Invalid` with the key and what it takes.
@@ -102,10 +102,12 @@ fn breaker(keys: &Map<String, Value>) -> Result<BreakerOptions, String> {
             "at_least" => b.at_least = count()?,
             "ratio" => b.ratio = value.as_f64().ok_or_else(|| format!("{key}: a number is expected"))?,
             "window" => b.window = time()?,
+            "patience" => b.patience = time()?,
             "cool_down" => b.cool_down = time()?,
             "cool_down_max" => b.cool_down_max = time()?,
             _ => {
-                let known = ["consecutive", "ratio", "window", "at_least", "cool_down", "cool_down_max"];
+                let known =
+                    ["consecutive", "ratio", "window", "at_least", "patience", "cool_down", "cool_down_max"];
                 return Err(unknown_key(key, known.map(str::to_owned).into_iter()));
             }
         }

@@ -241,10 +241,13 @@ async fn how_an_adapter_is_treated_is_a_matter_of_common_keys() {
     assert_eq!(options(""), AdapterOptions::default());
     let all = options(r#","breaker":false,"max_in_flight":0"#);
     assert_eq!((all.breaker, all.limit), (None, InFlight::Unlimited));
-    let some = options(r#","breaker":{"consecutive":2,"cool_down":"250ms"},"max_in_flight":"64MiB""#);
+    let some = options(
+        r#","breaker":{"consecutive":2,"cool_down":"250ms","patience":"3ms"},"max_in_flight":"64MiB""#,
+    );
     assert_eq!(some.limit, InFlight::Of(LimitOptions::new(64 << 20)));
     let breaker = some.breaker.unwrap();
     assert_eq!((breaker.consecutive, breaker.cool_down), (2, Duration::from_millis(250)));
+    assert_eq!(breaker.patience, Duration::from_millis(3));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

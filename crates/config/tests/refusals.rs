@@ -67,6 +67,8 @@ fn each_bad_value_is_refused_with_its_name_its_place_and_what_would_do() {
         ("l2-adapter", r#"{"type":"fake","name":""}"#, &["name"]),
         ("l2-adapter", r#"{"type":"fake","breaker":3}"#, &["breaker", "true, false or an object"]),
         ("l2-adapter", r#"{"type":"fake","breaker":{"consecutive":0}}"#, &["consecutive", "at least 1"]),
+        ("l2-adapter", r#"{"type":"fake","breaker":{"patience":"20s"}}"#, &["patience", "the window"]),
+        ("l2-adapter", r#"{"type":"fake","breaker":{"patients":1}}"#, &["nearest is patience"]),
         ("l2-adapter", r#"{"type":"fake","breaker":{"cooldown":1}}"#, &["nearest is cool_down"]),
         ("l2-adapter", r#"{"type":"fake","max_in_flight":"x"}"#, &["max_in_flight", "1.5GiB"]),
         ("l2-adapter", r#"{"type":"fake","serde":{"type":"fp8"}}"#, &["not built"]),

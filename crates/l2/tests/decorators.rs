@@ -101,6 +101,7 @@ impl Rig {
     fn breaker(&self, inner: Adapter, consecutive: u32) -> Breaker {
         let options = BreakerOptions {
             consecutive,
+            patience: 5 * MS,
             cool_down: 100 * MS,
             cool_down_max: 400 * MS,
             ..BreakerOptions::default()
@@ -259,6 +260,80 @@ async fn a_hang_counts_when_the_deadline_passes_whether_or_not_the_adapter_answe
 }
 
 #[tokio::test(start_paused = true)]
+async fn deadlines_shorter_than_the_patience_open_it_for_nobody() {
+    let rig = Rig::new(&MockConfig { delay_ms: 4, ..MockConfig::new(1.0, 100.0) });
+    let Breaker { adapter, state } = rig.breaker(rig.mock.adapter(), 5);
+    assert!(rig.put(&adapter, [0], 10 * MS).await[0].is_ok());
+    for _ in 0..20 {
+        assert_eq!(failed(&rig.get(&adapter, [0], MS).await[0]), Some(ErrorKind::TimedOut));
+        rig.pass(10 * MS).await;
+    }
+    assert_eq!((state.view().phase, state.view().trips), (Phase::Closed, 0));
+    assert!(matches!(rig.get(&adapter, [0], 10 * MS).await[0], Answer::Loaded(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_its_caller_drops_proves_nothing() {
+    let rig = Rig::usual();
+    let Breaker { adapter, state } = rig.breaker(Stuck::adapter(), 1);
+    for _ in 0..5 {
+        let get = tokio::time::timeout(MS, rig.get(&adapter, 0..3, 10 * MS));
+        assert!(get.await.is_err(), "the adapter is stuck");
+    }
+    assert_eq!((state.view().phase, state.view().trips, rig.arena.in_use()), (Phase::Closed, 0, 0));
+}
+
+/// Fewer calls fit into the limit than open the breaker.
+#[tokio::test(start_paused = true)]
+async fn a_hang_that_fills_the_limit_opens_the_breaker_all_the_same() {
+    for waiting in [0, 4 * LEN] {
+        let rig = Rig::usual();
+        let limited = rig.limited(2 * LEN, waiting);
+        let Breaker { adapter, state } = rig.breaker(limited.adapter, 5);
+        assert!(rig.put(&adapter, [0], 10 * MS).await[0].is_ok());
+        rig.mock.hang();
+        for n in 0..5 {
+            assert_eq!(state.view().phase, Phase::Closed, "after {n}");
+            drop(rig.get(&adapter, [0], 10 * MS).await);
+            rig.pass(10 * MS).await;
+        }
+        assert_eq!((state.view().phase, rig.arena.in_use()), (Phase::Open, 2));
+        rig.mock.resume();
+        rig.pass(200 * MS).await;
+        assert!(matches!(rig.get(&adapter, [0], 10 * MS).await[0], Answer::Loaded(_)));
+        assert_eq!((state.view().phase, rig.arena.in_use()), (Phase::Closed, 0));
+    }
+}
+
+/// Far more is asked of it than it can do: what it is late with is not long overdue, so those who wait are told `Busy`.
+#[tokio::test(start_paused = true)]
+async fn a_slow_adapter_with_a_full_limit_does_not_open_the_breaker() {
+    let rig = Arc::new(Rig::new(&MockConfig { delay_ms: 40, ..MockConfig::new(1.0, 100.0) }));
+    let limited = rig.limited(2 * LEN, 6 * LEN);
+    let Breaker { adapter, state } = rig.breaker(limited.adapter, 5);
+    assert!(rig.put(&adapter, [0], 100 * MS).await[0].is_ok());
+    let (mut loaded, mut busy) = (0, 0);
+    for _ in 0..5 {
+        let calls: Vec<_> = (0..16)
+            .map(|_| {
+                let (rig, adapter) = (Arc::clone(&rig), adapter.clone());
+                tokio::spawn(async move { rig.get(&adapter, [0], 100 * MS).await.remove(0) })
+            })
+            .collect();
+        for call in calls {
+            let answer = call.await.unwrap();
+            loaded += u32::from(matches!(answer, Answer::Loaded(_)));
+            busy += u32::from(failed(&answer) == Some(ErrorKind::Busy));
+        }
+        // The next ones come while the last two of these are late.
+        rig.pass(5 * MS).await;
+    }
+    let counts = limited.state.counts();
+    assert!(loaded >= 15 && busy >= 50 && counts.expired > 0 && counts.refused > 0, "{loaded} {counts:?}");
+    assert_eq!((state.view().phase, state.view().trips), (Phase::Closed, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_more_is_in_flight_than_the_limit_and_loads_go_first() {
     // 4 KiB take 1 ms, beyond a burst of 2 ms.
     let rig = Rig::new(&MockConfig::new(1.0, 4096e3 / f64::from(1 << 30)));
@@ -325,7 +400,10 @@ async fn what_a_hung_device_holds_counts_until_it_wakes() {
     for _ in 0..5 {
         let start = rig.now();
         let stored = rig.put(adapter, 30..32, 10 * MS).await;
-        assert!(stored.iter().all(|a| a.as_ref().is_err_and(|e| e.kind() == ErrorKind::Busy)));
+        assert!(
+            stored.iter().all(|a| a.as_ref().is_err_and(|e| e.kind() == ErrorKind::TimedOut)),
+            "{stored:?}"
+        );
         assert!(rig.now() - start <= 11 * MS);
     }
     let loads = rig.get(adapter, 0..2, 10 * MS).await;

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use kvstrata_core::{Error, ErrorKind, Instant, Result, Retry};
 use parking_lot::Mutex;
 
-use super::circuit::{BreakerOptions, BreakerView, Circuit, Pass, Tally};
+use super::circuit::{Admit, BreakerOptions, BreakerView, Circuit, Pass, Tally};
 use crate::{
     Adapter, Answer, Context, Fail, Found, Get, GetSink, Keys, L2Desc, L2List, L2Remove, L2Store, ListPage,
     Probe, Put, PutSink, Receive, Sink, Stored, Timer, timed_out, until,
@@ -20,13 +20,17 @@ use crate::{
 /// An adapter behind a circuit breaker.
 ///
 /// Closed, calls go through. After failures in a row, or too many within a while, it opens: calls are answered at once with
-/// `Unavailable` and advice when to come again, buffers handed back. After a cool-down one call at a time goes through; what
-/// it does closes the breaker or opens it for twice as long.
+/// `Unavailable` and advice when to come again, buffers handed back. After a cool-down one store or load at a time goes
+/// through; what it does closes the breaker or opens it for twice as long.
 ///
 /// - A key that was written or loaded is a success. `Io`, `TimedOut`, `Unavailable`, `Corrupt` and `Internal` are failures.
 ///   All else proves nothing: misses, what was stored already, no room, too busy, and lookups that work, all of which may
 ///   be answered from memory while the device is dead.
-/// - A hang is a failure when the call's deadline passes. A call whose deadline had passed before is not counted.
+/// - A hang is a failure when the call's deadline passes, if the call had [`BreakerOptions::patience`]: that an adapter
+///   does not keep shorter deadlines proves nothing. A call whose deadline had passed before is not counted.
+/// - A call that its caller drops proves what it was answered, and no more.
+/// - While it is half open, only stores and loads wait for each other, because only they can close it. Lookups, removals and
+///   listings go through, and open it again when they fail.
 /// - A panic in a call is a failure; its keys are answered with `Internal`.
 #[derive(Clone, Debug)]
 pub struct Breaker {
@@ -72,15 +76,23 @@ impl BreakerState {
         self.circuit.lock().view(self.timer.now())
     }
 
-    fn admit(self: &Arc<Self>, operation: &'static str, deadline: Instant) -> Result<Option<Counted>> {
+    fn admit(
+        self: &Arc<Self>,
+        operation: &'static str,
+        kind: Admit,
+        deadline: Instant,
+    ) -> Result<Option<Counted>> {
         let now = self.timer.now();
         if deadline <= now {
             // It will time out, whatever the adapter does.
             return Ok(None);
         }
-        match self.circuit.lock().admit(now, deadline) {
+        let mut circuit = self.circuit.lock();
+        match circuit.admit(now, kind, deadline) {
             Ok(pass) => {
-                Ok(Some(Counted { state: Arc::clone(self), pass, tally: Tally::default(), open: true }))
+                let patient = deadline.since(now) >= circuit.options().patience;
+                let (state, tally) = (Arc::clone(self), Tally::default());
+                Ok(Some(Counted { state, pass, tally, patient, abandoned: false, open: true }))
             }
             Err(again) => {
                 let why = "the circuit breaker is open, because the adapter failed before";
@@ -96,6 +108,10 @@ struct Counted {
     state: Arc<BreakerState>,
     pass: Pass,
     tally: Tally,
+    /// Whether it has time enough for a time-out to mean something.
+    patient: bool,
+    /// Whether the caller dropped it, so that keys are answered by the drop.
+    abandoned: bool,
     open: bool,
 }
 
@@ -103,8 +119,16 @@ impl Counted {
     fn key<T>(&mut self, answer: &Result<T>, success: bool) {
         match answer {
             Ok(_) if success => self.tally.good += 1,
-            Err(e) if is_failure(e) => self.tally.bad += 1,
+            Err(e) if self.is_failure(e) => self.tally.bad += 1,
             _ => {}
+        }
+    }
+
+    fn is_failure(&self, e: &Error) -> bool {
+        match e.kind() {
+            ErrorKind::TimedOut => self.patient,
+            ErrorKind::Internal => !self.abandoned,
+            kind => matches!(kind, ErrorKind::Io | ErrorKind::Unavailable | ErrorKind::Corrupt),
         }
     }
 
@@ -119,11 +143,6 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.settle();
     }
-}
-
-fn is_failure(e: &Error) -> bool {
-    use ErrorKind::{Corrupt, Internal, Io, TimedOut, Unavailable};
-    matches!(e.kind(), Io | TimedOut | Unavailable | Corrupt | Internal)
 }
 
 /// An answer that says something of the adapter.
@@ -141,7 +160,7 @@ impl Tells for Answer {
     fn tell(&self, to: &mut Counted) {
         match self {
             Answer::Loaded(_) => to.tally.good += 1,
-            Answer::Failed(e, _) if is_failure(e) => to.tally.bad += 1,
+            Answer::Failed(e, _) if to.is_failure(e) => to.tally.bad += 1,
             Answer::Miss(..) | Answer::Failed(..) => {}
         }
     }
@@ -169,6 +188,17 @@ impl<T: Tells> Receive<T> for Listen<T> {
             }
         }
         self.done.answer(position, answer);
+    }
+}
+
+/// Marks a call as abandoned when it is dropped while it is armed.
+struct Abandon(Option<Arc<Mutex<Heard>>>);
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        if let Some(heard) = &self.0 {
+            heard.lock().call.abandoned = true;
+        }
     }
 }
 
@@ -216,13 +246,17 @@ impl BreakerStore {
         let timer = &*self.state.timer;
         // Made where it is polled, so that a panic in the making is caught too.
         let mut call = Box::pin(caught(operation, async move { call(sink).await }));
+        // After the call, so that it is dropped before.
+        let mut abandon = Abandon(Some(Arc::clone(&heard)));
         let mut out = until(timer, deadline, call.as_mut()).await;
         if out.is_none() {
             // The adapter has yet to answer; the judgement does not wait for it.
             {
                 let mut heard = heard.lock();
                 let left = std::mem::take(&mut heard.left);
-                heard.call.tally.bad += left;
+                if heard.call.patient {
+                    heard.call.tally.bad += left;
+                }
                 heard.call.settle();
             }
             out = Some(call.as_mut().await);
@@ -237,6 +271,7 @@ impl BreakerStore {
             }
             _ => answered.await,
         }
+        abandon.0 = None;
     }
 }
 
@@ -249,7 +284,7 @@ impl L2Store for BreakerStore {
     async fn put(&self, request: Put, done: PutSink) {
         const OP: &str = "store behind breaker";
         let (keys, deadline) = (request.items.len(), request.deadline);
-        match self.state.admit(OP, deadline) {
+        match self.state.admit(OP, Admit::Trial, deadline) {
             Ok(Some(counted)) => {
                 self.call(OP, deadline, (keys, done), counted, |sink| self.inner.put(request, sink)).await;
             }
@@ -264,7 +299,7 @@ impl L2Store for BreakerStore {
     async fn get(&self, request: Get, done: GetSink) {
         const OP: &str = "load behind breaker";
         let (keys, deadline) = (request.items.len(), request.deadline);
-        match self.state.admit(OP, deadline) {
+        match self.state.admit(OP, Admit::Trial, deadline) {
             Ok(Some(counted)) => {
                 self.call(OP, deadline, (keys, done), counted, |sink| self.inner.get(request, sink)).await;
             }
@@ -297,7 +332,7 @@ async fn per_key<R>(
     call: impl Future<Output = Vec<Result<R>>>,
 ) -> Vec<Result<R>> {
     let all = |e: &Error| (0..keys).map(|_| Err(e.clone())).collect();
-    let mut counted = match state.admit(operation, deadline) {
+    let mut counted = match state.admit(operation, Admit::Aside, deadline) {
         Ok(Some(counted)) => counted,
         Ok(None) => return caught(operation, call).await.unwrap_or_else(|e| all(&e)),
         Err(e) => return all(&e),
@@ -333,7 +368,7 @@ struct BreakerList {
 impl L2List for BreakerList {
     async fn list(&self, cursor: Option<&str>, limit: usize) -> Result<ListPage> {
         const OP: &str = "list behind breaker";
-        let mut counted = self.state.admit(OP, Instant::FAR_FUTURE)?;
+        let mut counted = self.state.admit(OP, Admit::Aside, Instant::FAR_FUTURE)?;
         let page = caught(OP, async { self.inner.list(cursor, limit).await }).await.and_then(|page| page);
         if let Some(counted) = &mut counted {
             counted.key(&page, false);

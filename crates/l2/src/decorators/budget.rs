@@ -1,11 +1,12 @@
 //! Bytes in flight, and who waits for them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use kvstrata_core::Instant;
 use parking_lot::Mutex;
 
 use super::limited::{LimitCounts, LimitOptions};
@@ -27,6 +28,8 @@ pub(super) struct Budget {
 struct State {
     /// Bytes in flight, by kind.
     used: [u64; 2],
+    /// The same bytes, by the deadline of the call they are for.
+    due: BTreeMap<Instant, u64>,
     /// Bytes that wait or are about to, by kind.
     waiting: [u64; 2],
     queues: [VecDeque<Waiter>; 2],
@@ -39,6 +42,7 @@ struct State {
 struct Waiter {
     id: u64,
     bytes: u64,
+    due: Instant,
     waker: Waker,
 }
 
@@ -53,6 +57,23 @@ impl State {
         within(used, options.in_flight)
             && (kind == Kind::Load
                 || within(self.used[Kind::Store as usize], options.in_flight - options.for_loads))
+    }
+
+    fn take(&mut self, kind: Kind, due: Instant, bytes: u64) {
+        self.used[kind as usize] += bytes;
+        if bytes > 0 {
+            *self.due.entry(due).or_default() += bytes;
+        }
+    }
+
+    fn give_back(&mut self, kind: Kind, due: Instant, bytes: u64) {
+        self.used[kind as usize] -= bytes;
+        if let Some(held) = self.due.get_mut(&due) {
+            *held -= bytes;
+            if *held == 0 {
+                self.due.remove(&due);
+            }
+        }
     }
 
     /// Whether nobody is before a newcomer of this kind.
@@ -71,7 +92,7 @@ impl State {
                     return wake;
                 }
                 if let Some(waiter) = self.queues[kind as usize].pop_front() {
-                    self.used[kind as usize] += waiter.bytes;
+                    self.take(kind, waiter.due, waiter.bytes);
                     self.granted.push(waiter.id);
                     wake.push(waiter.waker);
                 }
@@ -132,18 +153,25 @@ impl Budget {
         (accepted, Waiting { budget: Arc::clone(self), kind, bytes })
     }
 
-    /// Waits for `bytes` to be free.
-    pub(super) fn acquire(self: &Arc<Self>, kind: Kind, bytes: u64) -> Acquire {
-        Acquire { budget: Arc::clone(self), kind, bytes, id: None }
+    /// Waits for `bytes` to be free, for a call with this deadline.
+    pub(super) fn acquire(self: &Arc<Self>, kind: Kind, due: Instant, bytes: u64) -> Acquire {
+        Acquire { budget: Arc::clone(self), kind, due, bytes, id: None }
     }
 
-    pub(super) fn release(&self, kind: Kind, bytes: u64) {
+    /// Whether most of what is in flight belongs to calls whose deadlines were before `time`.
+    pub(super) fn mostly_due_before(&self, time: Instant) -> bool {
+        let state = self.state.lock();
+        let overdue: u64 = state.due.range(..time).map(|(_, bytes)| bytes).sum();
+        overdue > state.used.iter().sum::<u64>() / 2
+    }
+
+    pub(super) fn release(&self, kind: Kind, due: Instant, bytes: u64) {
         if bytes == 0 {
             return;
         }
         let wake = {
             let mut state = self.state.lock();
-            state.used[kind as usize] -= bytes;
+            state.give_back(kind, due, bytes);
             state.grant(&self.options)
         };
         wake.into_iter().for_each(Waker::wake);
@@ -177,6 +205,7 @@ impl Drop for Waiting {
 pub(super) struct Acquire {
     budget: Arc<Budget>,
     kind: Kind,
+    due: Instant,
     bytes: u64,
     id: Option<u64>,
 }
@@ -190,12 +219,13 @@ impl Future for Acquire {
         let queue = this.kind as usize;
         let Some(id) = this.id else {
             if state.is_next(this.kind) && state.fits(&this.budget.options, this.kind, this.bytes) {
-                state.used[queue] += this.bytes;
+                state.take(this.kind, this.due, this.bytes);
                 return Poll::Ready(());
             }
             let id = state.next;
             state.next += 1;
-            state.queues[queue].push_back(Waiter { id, bytes: this.bytes, waker: cx.waker().clone() });
+            let waker = cx.waker().clone();
+            state.queues[queue].push_back(Waiter { id, bytes: this.bytes, due: this.due, waker });
             this.id = Some(id);
             return Poll::Pending;
         };
@@ -219,7 +249,7 @@ impl Drop for Acquire {
             match state.granted.iter().position(|g| *g == id) {
                 Some(at) => {
                     state.granted.swap_remove(at);
-                    state.used[self.kind as usize] -= self.bytes;
+                    state.give_back(self.kind, self.due, self.bytes);
                 }
                 None => state.queues[self.kind as usize].retain(|w| w.id != id),
             }

@@ -7,7 +7,8 @@ use kvstrata_core::{Error, Instant, Result};
 /// When a breaker opens, and for how long.
 #[derive(Clone, PartialEq, Debug)]
 pub struct BreakerOptions {
-    /// It opens after this many calls in a row in which keys failed and none succeeded; at least 1.
+    /// It opens after this many calls in a row in which keys failed and none succeeded; at least 1. A pause of `window`
+    /// between a failure and the begin of the next call that fails begins a new row.
     pub consecutive: u32,
     /// It opens when this part of the keys within the window failed; above 0, and 1 or more for never.
     pub ratio: f64,
@@ -15,6 +16,9 @@ pub struct BreakerOptions {
     pub window: Duration,
     /// The ratio counts from this many keys on.
     pub at_least: u64,
+    /// A time-out counts only of a call that had at least this long. Longer than a healthy adapter takes and shorter than the
+    /// deadlines of those whose hangs are to open it.
+    pub patience: Duration,
     /// How long it stays open before one call is let through.
     pub cool_down: Duration,
     /// Each trial that fails doubles the cool-down, up to this.
@@ -28,6 +32,7 @@ impl Default for BreakerOptions {
             ratio: 0.5,
             window: Duration::from_secs(10),
             at_least: 50,
+            patience: Duration::from_millis(20),
             cool_down: Duration::from_secs(1),
             cool_down_max: Duration::from_secs(60),
         }
@@ -54,6 +59,14 @@ impl BreakerOptions {
                 return bad(field, &"0", "a time above 0 is expected");
             }
         }
+        if self.patience > self.window {
+            let patience = format!("{:?}", self.patience);
+            return bad(
+                "patience",
+                &patience,
+                "no more than the window is expected, or hangs may never count",
+            );
+        }
         if self.cool_down_max < self.cool_down {
             let max = format!("{:?}", self.cool_down_max);
             return bad("cool_down_max", &max, "the longest cool-down is at least the first one");
@@ -69,7 +82,7 @@ pub enum Phase {
     Closed,
     /// Calls are refused.
     Open,
-    /// One call at a time goes through, to see.
+    /// One store or load at a time goes through, to see.
     HalfOpen,
 }
 
@@ -97,9 +110,21 @@ pub struct BreakerView {
     pub refused: u64,
 }
 
+/// What a call can do for a breaker that is half open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Admit {
+    /// It may close it, so it is tried alone.
+    Trial,
+    /// It may only open it again, so it keeps nothing that may close it from being tried.
+    Aside,
+}
+
 /// The right to make a call, and what it is counted towards.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Pass(u64);
+pub(super) struct Pass {
+    number: u64,
+    began: Instant,
+}
 
 /// What became of a call's keys. Those that prove nothing either way are in neither.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -129,6 +154,8 @@ pub(super) struct Circuit {
     first: u64,
     next: u64,
     streak: u32,
+    /// When the last of the streak failed.
+    failed: Instant,
     window: Window,
     /// Trips since it was closed.
     reopened: u32,
@@ -146,6 +173,7 @@ impl Circuit {
             first: 0,
             next: 0,
             streak: 0,
+            failed: now,
             window,
             reopened: 0,
             trips: 0,
@@ -153,8 +181,12 @@ impl Circuit {
         }
     }
 
+    pub(super) fn options(&self) -> &BreakerOptions {
+        &self.options
+    }
+
     /// Lets a call through, or says when to come again.
-    pub(super) fn admit(&mut self, now: Instant, deadline: Instant) -> Result<Pass, Duration> {
+    pub(super) fn admit(&mut self, now: Instant, kind: Admit, deadline: Instant) -> Result<Pass, Duration> {
         if let State::Open { until } = self.state
             && now >= until
         {
@@ -162,10 +194,11 @@ impl Circuit {
             self.since = until;
             self.first = self.next;
         }
-        let pass = Pass(self.next);
+        let pass = Pass { number: self.next, began: now };
         let again = match &mut self.state {
             State::Closed => None,
             State::Open { until } => Some(*until),
+            State::HalfOpen { .. } if kind == Admit::Aside => None,
             State::HalfOpen { trial: Some((_, lost)) } if now < *lost => Some(*lost),
             State::HalfOpen { trial } => {
                 // A call without a near deadline does not hold up the next trial for ever.
@@ -187,7 +220,7 @@ impl Circuit {
 
     /// A call is over, or its deadline has passed.
     pub(super) fn settle(&mut self, now: Instant, pass: Pass, tally: Tally) {
-        if pass.0 < self.first {
+        if pass.number < self.first {
             return;
         }
         match &mut self.state {
@@ -196,7 +229,11 @@ impl Circuit {
                 if tally.good > 0 {
                     self.streak = 0;
                 } else if tally.bad > 0 {
+                    if pass.began.since(self.failed) > self.options.window {
+                        self.streak = 0;
+                    }
                     self.streak += 1;
+                    self.failed = now;
                 }
                 let seen = self.window.sum(now);
                 let all = seen.good + seen.bad;
@@ -311,7 +348,7 @@ mod tests {
     }
 
     fn call(circuit: &mut Circuit, ms: u64, tally: Tally) -> bool {
-        let admitted = circuit.admit(at(ms), at(ms + 50));
+        let admitted = circuit.admit(at(ms), Admit::Trial, at(ms + 50));
         if let Ok(pass) = admitted {
             circuit.settle(at(ms), pass, tally);
         }
@@ -335,7 +372,7 @@ mod tests {
             (phase(&c, 1), phase(&c, 100), phase(&c, 101)),
             (Phase::Open, Phase::Open, Phase::HalfOpen)
         );
-        assert_eq!(c.admit(at(41), at(90)), Err(Duration::from_millis(60)));
+        assert_eq!(c.admit(at(41), Admit::Trial, at(90)), Err(Duration::from_millis(60)));
         assert_eq!(c.view(at(41)).refused, 1);
     }
 
@@ -355,14 +392,14 @@ mod tests {
     #[test]
     fn one_trial_at_a_time_and_each_failure_doubles_the_cool_down() {
         let mut c = circuit(1, 1000);
-        let before = c.admit(at(0), at(50)).unwrap();
+        let before = c.admit(at(0), Admit::Trial, at(50)).unwrap();
         assert!(call(&mut c, 0, BAD));
         let mut opened = 0;
         for cool_down in [100, 200, 350, 350] {
             assert!(!call(&mut c, opened + cool_down - 1, BAD));
             let now = opened + cool_down;
-            let trial = c.admit(at(now), at(now + 50)).unwrap();
-            assert!(c.admit(at(now + 49), at(now + 60)).is_err(), "one at a time");
+            let trial = c.admit(at(now), Admit::Trial, at(now + 50)).unwrap();
+            assert!(c.admit(at(now + 49), Admit::Trial, at(now + 60)).is_err(), "one at a time");
             c.settle(at(now), before, GOOD);
             assert_eq!(phase(&c, now), Phase::HalfOpen, "a call from before says nothing");
             c.settle(at(now + 1), trial, BAD);
@@ -381,12 +418,46 @@ mod tests {
     fn a_trial_that_is_never_heard_of_again_does_not_keep_it_half_open() {
         let mut c = circuit(1, 1000);
         assert!(call(&mut c, 0, BAD));
-        c.admit(at(100), at(150)).unwrap();
-        assert!(c.admit(at(149), at(200)).is_err());
-        c.admit(at(150), Instant::FAR_FUTURE).unwrap();
-        assert!(c.admit(at(499), at(600)).is_err());
+        c.admit(at(100), Admit::Trial, at(150)).unwrap();
+        assert!(c.admit(at(149), Admit::Trial, at(200)).is_err());
+        c.admit(at(150), Admit::Trial, Instant::FAR_FUTURE).unwrap();
+        assert!(c.admit(at(499), Admit::Trial, at(600)).is_err());
         assert!(call(&mut c, 500, GOOD), "after the longest cool-down");
         assert_eq!(phase(&c, 500), Phase::Closed);
+    }
+
+    #[test]
+    fn what_cannot_close_it_does_not_hold_up_what_can() {
+        let mut c = circuit(1, 1000);
+        assert!(call(&mut c, 0, BAD));
+        let aside = c.admit(at(100), Admit::Aside, at(150)).unwrap();
+        let trial = c.admit(at(100), Admit::Trial, at(150)).unwrap();
+        let other = c.admit(at(101), Admit::Aside, at(150)).unwrap();
+        assert!(c.admit(at(101), Admit::Trial, at(150)).is_err(), "one trial at a time");
+        c.settle(at(102), aside, NEITHER);
+        assert!(c.admit(at(102), Admit::Trial, at(150)).is_err(), "the trial goes on");
+        c.settle(at(103), other, BAD);
+        assert_eq!((phase(&c, 103), c.view(at(103)).trips), (Phase::Open, 2));
+        assert!(c.admit(at(104), Admit::Aside, at(150)).is_err(), "open to none");
+        c.settle(at(104), trial, GOOD);
+        assert_eq!(phase(&c, 104), Phase::Open);
+    }
+
+    #[test]
+    fn failures_with_long_pauses_between_them_are_not_in_a_row() {
+        let mut c = circuit(3, 1000);
+        for i in 0..20 {
+            assert!(call(&mut c, i * 1001, BAD));
+        }
+        assert_eq!(phase(&c, 19 * 1001), Phase::Closed);
+        // Calls that hang for longer than the window, one after another, leave no pause.
+        let mut c = circuit(3, 1000);
+        for i in 0..3 {
+            assert_eq!(phase(&c, i * 5000), Phase::Closed);
+            let pass = c.admit(at(i * 5000), Admit::Trial, at((i + 1) * 5000)).unwrap();
+            c.settle(at((i + 1) * 5000), pass, BAD);
+        }
+        assert_eq!(phase(&c, 15_000), Phase::Open);
     }
 
     #[test]
@@ -398,6 +469,7 @@ mod tests {
             (BreakerOptions { ratio: 0.0, ..ok.clone() }, "ratio"),
             (BreakerOptions { ratio: f64::NAN, ..ok.clone() }, "ratio"),
             (BreakerOptions { window: Duration::ZERO, ..ok.clone() }, "window"),
+            (BreakerOptions { patience: Duration::from_secs(11), ..ok.clone() }, "patience"),
             (BreakerOptions { cool_down: Duration::ZERO, ..ok.clone() }, "cool_down"),
             (BreakerOptions { cool_down_max: Duration::from_millis(999), ..ok }, "cool_down_max"),
         ] {

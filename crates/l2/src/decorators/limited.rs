@@ -13,7 +13,7 @@ use kvstrata_core::{Error, ErrorKind, Instant, Result};
 use super::budget::{Budget, Kind};
 use crate::{
     Adapter, Answer, Call, Context, Found, Get, GetItem, GetSink, L2Desc, L2Store, Probe, Put, PutItem,
-    PutSink, Receive, Stored, Timer, all,
+    PutSink, Receive, Stored, Timer, all, timed_out,
 };
 
 /// How many bytes may be in flight, and how many may wait.
@@ -82,7 +82,9 @@ impl LimitState {
 /// An adapter that is given only so many bytes at a time.
 ///
 /// Loads go before stores. What cannot go at once waits, and is answered with `Busy` when its deadline comes first. Only so
-/// many bytes wait; the rest of a batch is answered with `Busy` at once, from the end, buffers handed back.
+/// many bytes wait; the rest of a batch is answered with `Busy` at once, from the end, buffers handed back. Where most of
+/// what is in flight has been overdue for half the time that the call had, the answer is `TimedOut` instead: then it is
+/// the adapter that does not answer, and not others who keep it busy, and a breaker around the limit has to hear of it.
 ///
 /// Bytes are in flight until their key is answered or, where the answer leaves the buffer with the adapter (a time-out),
 /// until the adapter has dropped the request's sink. So what a hung device holds counts until it wakes, and the memory that
@@ -121,10 +123,6 @@ struct LimitedStore {
 /// Something with a size, and its position in the batch.
 type Part<I> = Vec<(usize, I)>;
 
-fn busy(operation: &'static str, message: &str) -> Error {
-    Error::new(ErrorKind::Busy, operation, message)
-}
-
 impl LimitedStore {
     /// Hands a batch on in parts, each when its bytes are free. What is not handed on goes to `decline`.
     async fn hand_on<'a, I: Send>(
@@ -137,16 +135,28 @@ impl LimitedStore {
         mut decline: impl FnMut(Part<I>, Error),
     ) {
         let budget = &self.budget;
+        let now = self.timer.now();
+        let half = deadline.since(now) / 2;
+        // A device that is late by less may be slow. `at` is when the call is over.
+        let why = |at: Instant, message: &str| match at.as_nanos().checked_sub(half.as_nanos() as u64) {
+            Some(n) if budget.mostly_due_before(Instant::from_nanos(n)) => {
+                timed_out(operation, deadline).with("cause", "most bytes in flight are long overdue")
+            }
+            _ => Error::new(ErrorKind::Busy, operation, message),
+        };
         let mut parts = split(items, budget.options().in_flight / 4, &bytes);
         let (accepted, mut waiting) = budget.enter(kind, parts.iter().map(|(_, n)| *n));
-        for (part, _) in parts.drain(accepted..).rev() {
-            budget.count(|c| c.refused += part.len() as u64);
-            decline(part, busy(operation, "too many bytes wait for this adapter already"));
+        if accepted < parts.len() {
+            let e = why(now, "too many bytes wait for this adapter already");
+            for (part, _) in parts.drain(accepted..).rev() {
+                budget.count(|c| c.refused += part.len() as u64);
+                decline(part, e.clone());
+            }
         }
         let mut sleep = self.timer.sleep_until(deadline);
         let mut running: Vec<Call<'a, ()>> = Vec::new();
         while let Some((part, n)) = parts.pop_front() {
-            let mut acquire = budget.acquire(kind, n);
+            let mut acquire = budget.acquire(kind, deadline, n);
             let in_time = poll_fn(|cx| {
                 // What runs meanwhile may free what is waited for.
                 running.retain_mut(|call| call.as_mut().poll(cx).is_pending());
@@ -157,18 +167,16 @@ impl LimitedStore {
             })
             .await;
             if !in_time {
+                let e = why(deadline, "the deadline passed while bytes of others were in flight");
                 for (part, _) in std::iter::once((part, n)).chain(parts.drain(..)) {
                     budget.count(|c| c.expired += part.len() as u64);
-                    decline(
-                        part,
-                        busy(operation, "the deadline passed while bytes of others were in flight"),
-                    );
+                    decline(part, e.clone());
                 }
                 break;
             }
             waiting.less(n);
             let bytes = part.iter().map(|(_, item)| AtomicU64::new(bytes(item))).collect();
-            running.push(start(part, Taken { budget: Arc::clone(budget), kind, bytes }));
+            running.push(start(part, Taken { budget: Arc::clone(budget), kind, due: deadline, bytes }));
         }
         drop(waiting);
         all(running).await;
@@ -196,12 +204,13 @@ fn split<I>(items: Vec<I>, most: u64, bytes: impl Fn(&I) -> u64) -> VecDeque<(Pa
 struct Taken {
     budget: Arc<Budget>,
     kind: Kind,
+    due: Instant,
     bytes: Vec<AtomicU64>,
 }
 
 impl Taken {
     fn give_back(&self, i: usize) {
-        self.budget.release(self.kind, self.bytes[i].swap(0, Ordering::Relaxed));
+        self.budget.release(self.kind, self.due, self.bytes[i].swap(0, Ordering::Relaxed));
     }
 }
 
