@@ -200,7 +200,7 @@ impl<W> Index<W> {
     fn take_slot(&mut self, mut object: Object, state: State, cx: &Access) -> u32 {
         self.uses += 1;
         object.used_at = self.uses;
-        object.key = self.interned(&object.key);
+        object.key = self.interned(object.key);
         let tenant = self.tenants.number(object.key.scope().salt());
         self.tenants.takes(tenant, object.charge);
         let entry = PolicyEntry {
@@ -226,16 +226,16 @@ impl<W> Index<W> {
     }
 
     /// Scopes come with each request anew; the index keeps one of each.
-    fn interned(&mut self, key: &ObjectKey) -> ObjectKey {
+    fn interned(&mut self, key: ObjectKey) -> ObjectKey {
         if self.last_scope.as_ref().is_some_and(|last| Arc::ptr_eq(last, key.scope())) {
-            return key.clone();
+            return key;
         }
         let mut text = Vec::with_capacity(128);
-        encode::encode_key(key, &mut text);
+        encode::encode_key(&key, &mut text);
         let scope = text.split_off(2 + key.hash().as_bytes().len());
         let scope = self.scopes.entry(scope).or_insert_with(|| Arc::clone(key.scope()));
         self.last_scope = Some(Arc::clone(scope));
-        if Arc::ptr_eq(scope, key.scope()) { key.clone() } else { ObjectKey::new(scope, *key.hash()) }
+        if Arc::ptr_eq(scope, key.scope()) { key } else { ObjectKey::new(scope, *key.hash()) }
     }
 
     /// The object can be found from now on.
@@ -256,6 +256,12 @@ impl<W> Index<W> {
         let (tenant, charge) = (s.tenant, s.object.charge);
         self.tenants.gives(tenant, charge);
         self.release(slot);
+    }
+
+    /// So many objects are about to come; they are not to be moved again and again as the index grows.
+    pub(crate) fn expect(&mut self, objects: usize) {
+        self.by_print.reserve(objects);
+        self.slots.reserve(objects);
     }
 
     /// Adds what recovery found; its bytes count.

@@ -35,10 +35,9 @@ pub fn list<D: Disk>(
             let Some(l) = parse_fan(&leaf.name).filter(|_| leaf.kind == FileKind::Dir) else { continue };
             let dir = leaf_path(root, t, l);
             let modified = disk.metadata(&dir).map_err(failed(&dir))?.modified.into();
-            if let Some(mut objects) = known.take([t, l], modified) {
-                objects.sort_unstable_by(|a, b| a.key.fingerprint256().cmp(b.key.fingerprint256()));
-                for object in objects {
-                    if each(Ok((object.key, object.found))).is_break() {
+            if known.take([t, l], modified).is_some() {
+                for object in known.in_dir([t, l]) {
+                    if each(Ok((object.key.clone(), object.found))).is_break() {
                         return Ok(());
                     }
                 }
@@ -71,5 +70,5 @@ fn known<D: Disk>(disk: &D, root: &Path, manifest: &Manifest) -> Known {
         Ok(bytes)
     };
     let snapshot = read().ok().and_then(|bytes| Snapshot::decode(&bytes, manifest.store_id, |_| 0).ok());
-    snapshot.map(Known::from).unwrap_or_default()
+    snapshot.map(Known::by_name).unwrap_or_default()
 }

@@ -1,6 +1,6 @@
 //! Finding out at the start what is there, and writing down at the end what that start should know.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -90,9 +90,8 @@ impl<D: Disk> Store<D> {
         self.remove_orphans().map_err(failed)?;
         self.count_quarantine().map_err(failed)?;
         let mut known = Known::from(self.read_snapshot());
-        let mut unchanged = Vec::new();
+        let mut unchanged = 0;
         let mut scanned = Vec::new();
-        let mut ranked: Vec<(Rank, Object)> = Vec::new();
         for top in self.disk.list(&self.root).map_err(failed)? {
             let Some(t) = parse_fan(&top.name).filter(|_| top.kind == FileKind::Dir) else { continue };
             let path = self.root.join(fan(t));
@@ -103,42 +102,51 @@ impl<D: Disk> Store<D> {
                     count(&self.counts.strangers);
                     continue;
                 };
-                let meta = self.disk.metadata(&leaf_path(&self.root, t, l)).map_err(failed)?;
+                let meta = self.disk.metadata(&path.join(&leaf.name)).map_err(failed)?;
                 let objects = match known.take([t, l], meta.modified.into()) {
                     Some(objects) => {
-                        let n = objects.len();
-                        unchanged.extend(objects);
-                        n
+                        unchanged += u64::from(objects);
+                        objects
                     }
                     None => {
                         let n = self.scan_leaf(t, l, &mut scanned).map_err(failed)?;
                         self.counts.recovered_scan.fetch_add(n as u64, Ordering::Relaxed);
-                        let uses = known.uses([t, l]);
-                        ranked.extend(scanned.drain(..).map(|(object, time)| {
-                            let used = uses.get(&(object.key.fingerprint(), object.generation));
-                            (used.map_or(Rank::Written(time), |at| Rank::Used(*at)), object)
-                        }));
-                        n
+                        n as u32
                     }
                 };
-                let found = Leaf { objects: objects as u32, bytes: meta.allocated };
+                let found = Leaf { objects, bytes: meta.allocated };
                 self.grown(self.fanout.found_leaf(t, l, found) as i64);
             }
         }
-        self.counts.recovered_snapshot.store(unchanged.len() as u64, Ordering::Relaxed);
-        ranked.extend(unchanged.into_iter().map(|o| (Rank::Used(o.used_at), o)));
-        ranked.sort_by_key(|(rank, _)| *rank);
-        {
-            let mut index = self.index.lock();
-            for (_, object) in ranked {
-                let charge = self.charge(object.found.len);
-                index.recovered(Object { charge, ..object });
-            }
-        }
+        self.counts.recovered_snapshot.store(unchanged, Ordering::Relaxed);
+        self.fill_index(known, unchanged as usize, scanned);
         self.trim()?;
         let usage = self.usage();
         tracing::debug!(root = %self.root.display(), objects = usage.objects, bytes = usage.used, "store is open");
         Ok(())
+    }
+
+    /// The snapshot's objects are in the order of their use; what was found beside them comes in where it belongs.
+    fn fill_index(&self, known: Known, unchanged: usize, scanned: Vec<(Object, FileTime)>) {
+        let uses = if scanned.is_empty() { HashMap::new() } else { known.uses() };
+        let rank = |(object, time): (Object, FileTime)| {
+            let used = uses.get(&(object.key.fingerprint(), object.generation));
+            let charge = self.charge(object.found.len);
+            (used.map_or(Rank::Written(time), |at| Rank::Used(*at)), Object { charge, ..object })
+        };
+        let mut found: Vec<(Rank, Object)> = scanned.into_iter().map(rank).collect();
+        found.sort_by_key(|(rank, _)| *rank);
+        let mut index = self.index.lock();
+        index.expect(unchanged + found.len());
+        let mut found = found.into_iter().peekable();
+        for object in known.unchanged() {
+            let here = Rank::Used(object.used_at);
+            while let Some((_, earlier)) = found.next_if(|(rank, _)| *rank < here) {
+                index.recovered(earlier);
+            }
+            index.recovered(object);
+        }
+        found.for_each(|(_, object)| index.recovered(object));
     }
 
     /// Files that were being written: the lock says that their writers are gone. In the root lies what a start tried out

@@ -65,38 +65,90 @@ pub(crate) struct Snapshot {
     pub(crate) objects: Vec<Object>,
 }
 
-/// A snapshot by directory, to be held against what the directories say now.
+/// A snapshot to be held against what the directories say now. Its objects stay where they are and in their order, which is
+/// the order they go to the index in: moving them is what a start would spend its time with.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     begun: FileTime,
-    times: HashMap<[u8; 2], FileTime>,
-    objects: HashMap<[u8; 2], Vec<Object>>,
+    /// By first byte, then by second; nothing is kept for a first byte that no object has.
+    dirs: Vec<Vec<KnownDir>>,
+    /// Of all directories: small, because it is asked once for each object in no order.
+    unchanged: Vec<bool>,
+    objects: Vec<Object>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct KnownDir {
+    then: Option<FileTime>,
+    objects: u32,
 }
 
 impl From<Snapshot> for Known {
     fn from(snapshot: Snapshot) -> Self {
-        let mut objects: HashMap<[u8; 2], Vec<Object>> = HashMap::new();
-        for object in snapshot.objects {
-            let [top, leaf, ..] = *object.key.fingerprint256();
-            objects.entry([top, leaf]).or_default().push(object);
+        let (dirs, unchanged) = (vec![Vec::new(); 1 << 8], vec![false; 1 << 16]);
+        let mut known = Self { begun: snapshot.begun, dirs, unchanged, objects: snapshot.objects };
+        for (dir, time) in snapshot.dirs {
+            at(&mut known.dirs, dir).then = Some(time);
         }
-        Self { begun: snapshot.begun, times: snapshot.dirs.into_iter().collect(), objects }
+        for object in &known.objects {
+            at(&mut known.dirs, dir_of(object)).objects += 1;
+        }
+        known
     }
 }
 
+fn dir_of(object: &Object) -> [u8; 2] {
+    let [top, leaf, ..] = *object.key.fingerprint256();
+    [top, leaf]
+}
+
+fn at(dirs: &mut [Vec<KnownDir>], [top, leaf]: [u8; 2]) -> &mut KnownDir {
+    let top = &mut dirs[usize::from(top)];
+    if top.is_empty() {
+        top.resize(256, KnownDir::default());
+    }
+    &mut top[usize::from(leaf)]
+}
+
 impl Known {
-    /// A directory's objects, if nothing came or went in it since the snapshot.
-    pub(crate) fn take(&mut self, dir: [u8; 2], modified: FileTime) -> Option<Vec<Object>> {
-        let then = self.times.get(&dir)?;
-        (*then == modified && then.settled_before(self.begun))
-            .then(|| self.objects.remove(&dir).unwrap_or_default())
+    /// For listings: the objects are in the order of their names, and no longer in that of their use.
+    pub(crate) fn by_name(mut snapshot: Snapshot) -> Self {
+        snapshot.objects.sort_unstable_by(|a, b| a.key.fingerprint256().cmp(b.key.fingerprint256()));
+        Self::from(snapshot)
     }
 
-    /// When the objects of a directory were used, as far as they are those that the snapshot knew: that needs no trust in
-    /// times, an object's generation says it.
-    pub(crate) fn uses(&mut self, dir: [u8; 2]) -> HashMap<(u128, u64), u64> {
-        let known = self.objects.remove(&dir).unwrap_or_default();
-        known.into_iter().map(|o| ((o.key.fingerprint(), o.generation), o.used_at)).collect()
+    /// The objects of a directory, of what was ordered [by name](Self::by_name).
+    pub(crate) fn in_dir(&self, dir: [u8; 2]) -> &[Object] {
+        let from = self.objects.partition_point(|o| dir_of(o) < dir);
+        let rest = &self.objects[from..];
+        &rest[..rest.partition_point(|o| dir_of(o) == dir)]
+    }
+
+    /// How many objects a directory has, if nothing came or went in it since the snapshot. They are recovered by that.
+    pub(crate) fn take(&mut self, dir: [u8; 2], modified: FileTime) -> Option<u32> {
+        let [top, leaf] = dir.map(usize::from);
+        let known = self.dirs.get(top)?.get(leaf)?;
+        let then = known.then?;
+        let unchanged = then == modified && then.settled_before(self.begun);
+        self.unchanged[usize::from(u16::from_be_bytes(dir))] = unchanged;
+        unchanged.then_some(known.objects)
+    }
+
+    fn is_unchanged(&self, object: &Object) -> bool {
+        self.unchanged[usize::from(u16::from_be_bytes(dir_of(object)))]
+    }
+
+    /// When the objects of all other directories were used, as far as they are those that the snapshot knew: that needs no
+    /// trust in times, an object's generation says it.
+    pub(crate) fn uses(&self) -> HashMap<(u128, u64), u64> {
+        let others = self.objects.iter().filter(|o| !self.is_unchanged(o));
+        others.map(|o| ((o.key.fingerprint(), o.generation), o.used_at)).collect()
+    }
+
+    /// The objects of the directories that were taken, in the order of their use.
+    pub(crate) fn unchanged(mut self) -> impl Iterator<Item = Object> {
+        let objects = std::mem::take(&mut self.objects);
+        objects.into_iter().filter(move |o| self.is_unchanged(o))
     }
 }
 
@@ -333,6 +385,27 @@ mod tests {
         assert!(at(10).settled_before(at(13)));
         assert!(!at(10).settled_before(at(12)));
         assert!(!at(i64::MAX).settled_before(at(0)));
+    }
+
+    #[test]
+    fn directories_are_taken_as_they_were_and_objects_stay_in_order() {
+        let time = |seconds| FileTime { seconds, nanos: 0 };
+        let mut s = snapshot(50);
+        s.dirs = s.objects.iter().map(|o| (dir_of(o), time(3))).collect();
+        let (still, changed) = (dir_of(&s.objects[7]), dir_of(&s.objects[8]));
+        let mut known = Known::from(s.clone());
+        assert_eq!(known.take(changed, time(4)), None, "another time");
+        for dir in s.dirs.iter().map(|(dir, _)| *dir).filter(|dir| *dir != changed) {
+            let objects = s.objects.iter().filter(|o| dir_of(o) == dir).count();
+            assert_eq!(known.take(dir, time(3)), Some(objects as u32));
+        }
+        let print = |o: &Object| (o.key.fingerprint(), o.generation);
+        let (left, rest): (Vec<_>, Vec<_>) = s.objects.iter().partition(|o| dir_of(o) == changed);
+        assert_eq!(known.uses(), left.iter().map(|o| (print(o), o.used_at)).collect());
+        let order: Vec<_> = known.unchanged().map(|o| print(&o)).collect();
+        assert_eq!(order, rest.iter().map(|o| print(o)).collect::<Vec<_>>());
+        assert!(Known::by_name(s.clone()).in_dir(still).iter().map(print).eq([print(&s.objects[7])]));
+        assert_eq!(Known::default().take(still, time(3)), None);
     }
 
     proptest! {
