@@ -107,6 +107,7 @@ impl World {
             consecutive: 12,
             ratio: 0.9,
             window: 100 * MS,
+            patience: 5 * MS,
             at_least: 200,
             cool_down: 2 * MS,
             cool_down_max: 16 * MS,
