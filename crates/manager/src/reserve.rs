@@ -198,7 +198,8 @@ impl Machine {
     }
 
     /// Why so many bytes of the two budgets cannot be had now for a batch that begins with `first`, however much is evicted.
-    /// Changes nothing.
+    /// Changes nothing. Exact without quotas; with them it looks at the whole batch where the chunks are granted one by one,
+    /// so a batch that it lets through may still be refused, and give back what it was granted, after something was evicted.
     fn cannot_have(&mut self, first: &ObjectKey, cached: u64, staged: u64) -> Option<Error> {
         let limits = [("cache", cached, self.cache.usage()), ("staging", staged, self.staging.usage())];
         for (budget, need, usage) in limits {
