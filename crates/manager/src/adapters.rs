@@ -11,7 +11,7 @@ use kvstrata_l2::{
 };
 use kvstrata_policy::L2Id;
 
-use crate::machine::{Machine, Tier};
+use crate::machine::Tier;
 use crate::manager::closed;
 use crate::{AdapterUsage, Manager};
 
@@ -159,8 +159,7 @@ impl Manager {
         if !known {
             return Err(Error::new(ErrorKind::NotFound, OP, "no adapter has this number").with("id", id.0));
         }
-        let idle = |m: &mut Machine| m.tiers.iter().find(|t| t.id == id).is_none_or(|t| t.in_flight == 0);
-        if !self.0.quiet(deadline, idle).await {
+        if !self.0.quiet(deadline, |m| m.is_idle(id)).await {
             return Err(Error::new(ErrorKind::TimedOut, OP, "stores are still in flight").with("id", id.0));
         }
         let Some(adapter) = self.0.adapter(id) else { return Ok(()) };

@@ -36,7 +36,7 @@ pub(crate) struct Tier {
     pub(crate) weight: u32,
     /// Leaving: no new stores or loads.
     pub(crate) draining: bool,
-    /// Keys of stores in flight.
+    /// Keys of stores in flight, and of those that are being undone.
     pub(crate) in_flight: usize,
     /// What its loads take, once one was measured.
     pub(crate) pace: Option<Pace>,

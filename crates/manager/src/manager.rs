@@ -116,7 +116,7 @@ impl Inner {
 
     /// Takes away what was stored after it had been deleted. Counted as a store in flight until then.
     fn undo(self: &Arc<Self>, tier: L2Id, key: ObjectKey) {
-        let undo = Arc::new(Undo { inner: Arc::clone(self), open: AtomicBool::new(true) });
+        let undo = Arc::new(Undo { inner: Arc::clone(self), tier, open: AtomicBool::new(true) });
         let Some(remove) = self.adapter(tier).and_then(|a| a.remove) else { return };
         let deadline = self.timer.now() + self.machine.lock().options.store_timeout;
         let late = Arc::clone(&undo);
@@ -245,13 +245,14 @@ impl Inner {
 /// A store that is being undone. Dropped without an end, because the adapter panicked or there is none, it was not.
 struct Undo {
     inner: Arc<Inner>,
+    tier: L2Id,
     open: AtomicBool,
 }
 
 impl Undo {
     fn ended(&self, gone: bool) {
         if self.open.swap(false, Ordering::Relaxed) {
-            self.inner.with(|m| m.undone(gone));
+            self.inner.with(|m| m.undone(self.tier, gone));
             self.inner.quiet.notify_waiters();
         }
     }
@@ -534,20 +535,19 @@ impl Manager {
             m.closed = true;
             m.give_up(None);
         });
-        let adapters = std::mem::take(&mut *self.0.adapters.write());
+        let adapters = self.0.adapters.read().clone();
         // Each for itself, so that one that hangs takes no time from the others. It may end while its own last stores are on
         // their way when a quarter of the time is left.
         let end = |attached: &Attached| {
             let (inner, id, adapter) = (Arc::clone(&self.0), attached.id, attached.adapter.clone());
             Box::pin(async move {
-                let idle =
-                    |m: &mut Machine| m.tiers.iter().find(|t| t.id == id).is_none_or(|t| t.in_flight == 0);
-                inner.quiet(patience, idle).await;
+                inner.quiet(patience, |m| m.is_idle(id)).await;
                 inner.end(&adapter, deadline).await
             }) as Call<'_, Result<()>>
         };
         let ended = all(adapters.iter().map(end).collect()).await;
         let quiet = self.0.quiet(deadline, |m| m.storing() == 0).await;
+        self.0.adapters.write().clear();
         self.0.with(|m| m.tiers.clear());
         self.0.gone.send_replace(true);
         self.0.retry.notify_one();

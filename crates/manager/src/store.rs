@@ -67,8 +67,6 @@ impl Machine {
         let keys: Vec<ObjectKey> =
             handles.iter().filter_map(|h| self.index.get(*h)).map(|e| e.key.clone()).collect();
         let none = KeyMask::none(keys.len());
-        let resting = self.tiers.iter().filter(|t| !t.draining && !t.serves()).count();
-        self.stats.store_skipped += (resting * keys.len()) as u64;
         let views: Vec<TierView<'_>> = self
             .tiers
             .iter()
@@ -83,6 +81,8 @@ impl Machine {
                 load_time: None,
             })
             .collect();
+        let resting = self.tiers.iter().filter(|t| !t.draining).count() - views.len();
+        self.stats.store_skipped += (resting * keys.len()) as u64;
         let mut targets = Vec::new();
         if self.store_policy.call(|p| p.targets(&keys, &views, &mut targets)).is_none() {
             targets.clear();
@@ -108,9 +108,7 @@ impl Machine {
             let entry = self.index.at_mut(handle.slot);
             payload.push((entry.key.clone(), entry.layout.clone(), entry.buf.clone()));
         }
-        if let Some(t) = self.tiers.iter_mut().find(|t| t.id == tier) {
-            t.in_flight += items.len();
-        }
+        self.works(tier, items.len() as isize);
         self.effects.push(Effect::Put { tier, op, items: payload, affinity });
         self.ops.insert(op, StoreOp { tier, left: items.len(), items, affinity });
     }
@@ -123,9 +121,6 @@ impl Machine {
         batch.left -= 1;
         if batch.left == 0 {
             self.ops.remove(&op);
-        }
-        if let Some(t) = self.tiers.iter_mut().find(|t| t.id == tier) {
-            t.in_flight -= 1;
         }
         let again = match answer {
             Ok(how) => {
@@ -144,6 +139,7 @@ impl Machine {
         }
         self.unpin(handle);
         self.retries.extend(again);
+        self.works(tier, -1);
     }
 
     fn took(&mut self, tier: L2Id, handle: Handle, how: Stored) {
@@ -161,6 +157,7 @@ impl Machine {
             let key = entry.key.clone();
             if self.is_free(&key) {
                 self.undoing += 1;
+                self.works(tier, 1);
                 self.effects.push(Effect::Remove { tier, key });
             }
         }
@@ -265,14 +262,27 @@ impl Machine {
         }
     }
 
+    /// An adapter has so many keys more, or less, to store or to take away again.
+    fn works(&mut self, tier: L2Id, keys: isize) {
+        if let Some(t) = self.tiers.iter_mut().find(|t| t.id == tier) {
+            t.in_flight = t.in_flight.checked_add_signed(keys).expect("what ends has begun");
+        }
+    }
+
+    /// Whether an adapter has nothing to store or to take away again, or is not there.
+    pub(crate) fn is_idle(&self, tier: L2Id) -> bool {
+        self.tiers.iter().find(|t| t.id == tier).is_none_or(|t| t.in_flight == 0)
+    }
+
     /// Keys whose way to L2 is not over, or not undone.
     pub(crate) fn storing(&self) -> usize {
         self.ops.values().map(|op| op.left).sum::<usize>() + self.retries.len() + self.undoing
     }
 
     /// An adapter took away again what it had stored after a deletion, or did not.
-    pub(crate) fn undone(&mut self, gone: bool) {
+    pub(crate) fn undone(&mut self, tier: L2Id, gone: bool) {
         self.undoing -= 1;
+        self.works(tier, -1);
         self.stats.undo_failures += u64::from(!gone);
     }
 }

@@ -48,3 +48,24 @@ async fn what_is_undone_is_waited_for_and_what_could_not_be_is_counted() {
     m.flush(2 * Options::default().store_timeout).await.unwrap();
     assert_eq!((m.usage().storing, m.usage().stats.undo_failures), (0, 2));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_key_whose_store_ends_during_the_shutdown_is_still_taken_away() {
+    let held = Held::new("h");
+    let m = manager(4, 4, CACHE, Options { store_attempts: 1, ..Options::default() });
+    m.add_adapter(held.removing(), 1).unwrap();
+    let k = keys(1, 1);
+    store(&m, &k);
+    settle().await;
+    m.delete(&m.request(SECOND), &k).await;
+    held.removed.lock().clear();
+    let ending = tokio::spawn({
+        let m = m.clone();
+        async move { m.shutdown(4 * SECOND).await }
+    });
+    settle().await;
+    assert_eq!((held.accept(), *held.ended.lock()), (1, None), "it is not told while it stores");
+    ending.await.unwrap().unwrap();
+    assert_eq!((&*held.removed.lock(), m.usage().stats.undo_failures), (&k, 0));
+    assert!(held.ended.lock().is_some());
+}
