@@ -30,6 +30,7 @@ mod key;
 mod layout;
 mod mask;
 mod namespace;
+mod panic;
 pub mod text;
 mod time;
 
@@ -39,4 +40,5 @@ pub use key::{Affinity, ChunkHash, KeyScope, KvRank, ObjectKey};
 pub use layout::{DType, Layout, LayoutId, TensorDesc};
 pub use mask::KeyMask;
 pub use namespace::{Namespace, NamespaceField};
+pub use panic::panic_text;
 pub use time::{Clock, Instant, SystemClock};

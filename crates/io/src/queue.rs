@@ -6,6 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use kvstrata_core::panic_text;
+
 use crate::{Completion, CompletionSink, EngineStats, IoBuf, IoOp, Job, Rejected};
 
 /// Of the starts that are made while both classes wait, every n-th goes to the second one.
@@ -180,9 +182,10 @@ impl Counts {
     fn guard(&self, work: impl FnOnce()) {
         if let Err(what) = catch_unwind(AssertUnwindSafe(work)) {
             self.panics.fetch_add(1, Relaxed);
-            let text = what.downcast_ref::<&str>().copied();
-            let text = text.or_else(|| what.downcast_ref::<String>().map(String::as_str));
-            tracing::error!(panic = text.unwrap_or("unknown"), "work of an I/O engine panicked");
+            tracing::error!(
+                panic = panic_text(&*what).unwrap_or("unknown"),
+                "work of an I/O engine panicked"
+            );
             // A payload may panic when it is dropped; it is not worth a thread.
             std::mem::forget(what);
         }

@@ -161,9 +161,7 @@ impl Executor {
 }
 
 pub(crate) fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without a text".into())
+    kvstrata_core::panic_text(panic).unwrap_or("a panic without a text").into()
 }
 
 impl State {

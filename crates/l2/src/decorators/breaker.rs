@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use async_trait::async_trait;
-use kvstrata_core::{Error, ErrorKind, Instant, Result, Retry};
+use kvstrata_core::{Error, ErrorKind, Instant, Result, Retry, panic_text};
 use parking_lot::Mutex;
 
 use super::circuit::{Admit, BreakerOptions, BreakerView, Circuit, Pass, Tally};
@@ -204,8 +204,7 @@ impl Drop for Abandon {
 
 /// What a panic said.
 fn panicked(operation: &'static str, payload: &(dyn Any + Send)) -> Error {
-    let said = payload.downcast_ref::<&str>().copied();
-    let said = said.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("nothing");
+    let said = panic_text(payload).unwrap_or("nothing");
     Error::new(ErrorKind::Internal, operation, "the adapter panicked").with("panic", said)
 }
 
