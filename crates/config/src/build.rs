@@ -7,7 +7,7 @@ use kvstrata_core::Result;
 use kvstrata_evict::{Admission, EvictionPolicy};
 use kvstrata_l2::Adapter;
 use kvstrata_manager::{AdapterOptions, Manager, Options, Parts, TierId};
-use kvstrata_mem::{Fallback, MmapRegion, Pool, Region, RegionOptions, ShmRegion, Slab, Stale};
+use kvstrata_mem::{Allocate, Fallback, MmapRegion, Pool, Region, RegionOptions, ShmRegion, Slab, Stale};
 use kvstrata_policy::{PrefetchPolicy, StorePolicy};
 
 use crate::check::{self, Machine};
@@ -75,9 +75,10 @@ impl Components {
         let cache = slab.pool("cache", settings.l1.size.0);
         let staging = slab.pool("staging", settings.l1.staging().0);
 
+        let cx = cx.clone().over(Arc::clone(&cache) as Arc<dyn Allocate>);
         let mut adapters = Vec::new();
         for (name, keys) in settings.adapters() {
-            let adapter = registry.build(&name, &keys, cx)?;
+            let adapter = registry.build(&name, &keys, &cx)?;
             adapters.push((name, keys.options()?, adapter));
         }
         let options = Options {

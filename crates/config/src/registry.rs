@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use kvstrata_core::{Error, ErrorKind, Namespace, Result};
 use kvstrata_l2::{Adapter, Context};
+use kvstrata_mem::Allocate;
 use serde_json::Value;
 
 use crate::adapters::{AdapterSettings, OPTIONS};
@@ -23,6 +24,9 @@ pub struct BuildContext {
     pub run: u64,
     /// What will be stored; a durable store that was written with other settings is refused, with the field that differs.
     pub namespaces: Vec<Namespace>,
+    /// The memory that buffers come from, where it is known: drivers that register it beforehand (io_uring, cuFile,
+    /// Mooncake) watch its regions. Without it everything works, unregistered.
+    pub memory: Option<Arc<dyn Allocate>>,
 }
 
 impl BuildContext {
@@ -30,13 +34,20 @@ impl BuildContext {
     pub fn tokio(runtime: tokio::runtime::Handle) -> Self {
         // The standard library seeds its hash maps from the system's random source.
         let run = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
-        Self { l2: Context::tokio(runtime), run, namespaces: Vec::new() }
+        Self { l2: Context::tokio(runtime), run, namespaces: Vec::new(), memory: None }
     }
 
     /// The same context for a store of these namespaces.
     #[must_use]
     pub fn storing(mut self, namespaces: Vec<Namespace>) -> Self {
         self.namespaces = namespaces;
+        self
+    }
+
+    /// The same context over this memory.
+    #[must_use]
+    pub fn over(mut self, memory: Arc<dyn Allocate>) -> Self {
+        self.memory = Some(memory);
         self
     }
 }
