@@ -9,7 +9,7 @@
 //! ```
 //! use std::sync::Arc;
 //! use kvstrata_core::{ChunkHash, KeyScope, KvRank, Layout, ObjectKey};
-//! use kvstrata_disk::{Begin, Durability, HEADER_BYTES, NewObject, Quotas, Settings, Store, Wanted, Writer};
+//! use kvstrata_disk::{Begin, Durability, NewObject, Quotas, Settings, Store, Wanted, Writer};
 //! use kvstrata_io::{Disk, OsDisk, OsOptions};
 //!
 //! let dir = tempfile::tempdir()?;
@@ -34,7 +34,7 @@
 //! let Some(Begin::Claimed(mut claim)) = store.begin(&[object]).pop() else { panic!("it is new") };
 //! claim.reserve()?;
 //! let created = claim.create()?;
-//! disk.write_all_at(&created.file, HEADER_BYTES, b"bytes")?;
+//! disk.write_all_at(&created.file, created.offset, b"bytes")?;
 //! assert!(store.probe(&[key.clone()])?[0].is_none(), "not published yet");
 //! claim.publish(created)?;
 //! assert_eq!(store.probe(&[key])?[0].unwrap().len, 5);

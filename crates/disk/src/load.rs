@@ -9,6 +9,7 @@ use kvstrata_evict::Removal;
 use kvstrata_io::{Disk, Open};
 use kvstrata_l2::{Found, Miss};
 
+use crate::HEADER_BYTES;
 use crate::names::object_path;
 use crate::settings::count;
 use crate::store::{Hold, Store, access, read_header};
@@ -32,11 +33,13 @@ pub struct Pin<D: Disk> {
     charge: u64,
 }
 
-/// An object opened for a load.
+/// An object opened for a load: the payload goes from [`Self::offset`] on to the caller's buffer.
 #[derive(Debug)]
 pub struct Opened<D: Disk> {
-    /// The file; the payload starts at [`crate::HEADER_BYTES`].
-    pub file: D::File,
+    /// The file. Many objects may lie in it.
+    pub file: Arc<D::File>,
+    /// Where in the file the payload starts, a multiple of 4096.
+    pub offset: u64,
     /// Whether it bypasses the page cache: then the transfer is a multiple of 4096 bytes long.
     pub direct: bool,
     no_atime: bool,
@@ -110,7 +113,7 @@ impl<D: Disk> Pin<D> {
         let opened = loop {
             let (direct, no_atime) = (modes.direct_read.on(), modes.no_atime.on());
             match self.store.disk.open(&path, Open { direct, no_atime, ..Open::default() }) {
-                Ok(file) => break Opened { file, direct, no_atime },
+                Ok(file) => break Opened { file: Arc::new(file), offset: HEADER_BYTES, direct, no_atime },
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
                     return Err(self.miss(Miss::Absent, "the file is gone"));
                 }

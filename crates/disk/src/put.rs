@@ -16,7 +16,7 @@ use crate::names::{fan, leaf_path, object_path};
 use crate::recover::{Looked, look_at};
 use crate::settings::count;
 use crate::store::{Hold, NewObject, Store, access};
-use crate::{Durability, Header};
+use crate::{Durability, HEADER_BYTES, Header};
 
 /// How a store begins.
 #[derive(Debug)]
@@ -47,11 +47,13 @@ pub struct Claim<D: Disk> {
     temp: Option<PathBuf>,
 }
 
-/// The file of an object that is being written, its header written.
+/// The place of an object that is being written, its header written.
 #[derive(Debug)]
 pub struct Created<D: Disk> {
-    /// The file; the payload goes to [`crate::HEADER_BYTES`].
-    pub file: D::File,
+    /// The file. Many objects may lie in it.
+    pub file: Arc<D::File>,
+    /// Where in the file the payload goes, a multiple of 4096.
+    pub offset: u64,
     /// Whether it bypasses the page cache: then the transfer is a multiple of 4096 bytes long.
     pub direct: bool,
 }
@@ -223,7 +225,7 @@ impl<D: Disk> Claim<D> {
                 Ok(file)
             });
             match made {
-                Ok(file) => return Ok(Created { file, direct }),
+                Ok(file) => return Ok(Created { file: Arc::new(file), offset: HEADER_BYTES, direct }),
                 Err(e) if store.modes.direct_write.refused(direct, &e, &path) => {}
                 // Somebody tidied up.
                 Err(e) if e.kind() == io::ErrorKind::NotFound && !remade => {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use common::{key, load, object, payload, settings, store_payload};
 use kvstrata_core::{ErrorKind, Layout, Namespace};
-use kvstrata_disk::{Begin, Durability, FsckOptions, HEADER_BYTES, Settings, Store, Writer, fsck, names};
+use kvstrata_disk::{Begin, Durability, FsckOptions, Settings, Store, Writer, fsck, names};
 use kvstrata_io::{CrashOptions, Disk, FileKind, Open, SimDisk};
 use kvstrata_l2::{Miss, Stored};
 
@@ -155,7 +155,7 @@ impl History {
                     Err(e) => assert_eq!(claim.give_up(e).kind(), ErrorKind::NoSpace),
                     Ok(()) => {
                         let created = claim.create().expect("a file");
-                        store.disk().write_all_at(&created.file, HEADER_BYTES, bytes).expect("a write");
+                        store.disk().write_all_at(&created.file, created.offset, bytes).expect("a write");
                         written.push((*n, *v, Some((claim, created))));
                     }
                 },

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use kvstrata_core::{Error, ErrorKind, Result};
-use kvstrata_disk::{Begin, Claim, HEADER_BYTES, LoadFault, NewObject, Pin, Store};
+use kvstrata_disk::{Begin, Claim, LoadFault, NewObject, Pin, Store};
 use kvstrata_io::{Disk, IoEngine};
 use kvstrata_l2::{Answer, GetSink, Loaded, PutSink, Stored, closed};
 use kvstrata_mem::{ReadBuf, WriteBuf};
@@ -112,7 +112,7 @@ impl<D: Disk> Storing<D> {
         loop {
             let created = claim.create().map_err(Failure::Reported)?;
             let bytes = claim.transfer(&created) as usize;
-            match self.store.disk().write_buf_at(&created.file, HEADER_BYTES, &self.buf, bytes) {
+            match self.store.disk().write_buf_at(&created.file, created.offset, &self.buf, bytes) {
                 Ok(()) => return Ok(created),
                 Err(e) if claim.retry(&created, &e) => {}
                 Err(e) => return Err(Failure::Write(e)),
@@ -195,7 +195,7 @@ fn read<D: Disk>(store: &Store<D>, pin: &mut Pin<D>, buf: &mut WriteBuf) -> Resu
     loop {
         let opened = pin.open()?;
         let bytes = pin.transfer(&opened) as usize;
-        match store.disk().read_buf_at(&opened.file, HEADER_BYTES, buf, bytes) {
+        match store.disk().read_buf_at(&opened.file, opened.offset, buf, bytes) {
             Ok(got) => return Ok(got as u64),
             Err(e) if pin.retry(&opened, &e) => {}
             Err(e) => return Err(pin.failed(e)),

@@ -113,7 +113,7 @@ impl Writers for Shared {
     fn step(&self, writer: &mut OurWriter, key: &ObjectKey) -> Step {
         let bytes = payload_of(key);
         let write = |created: &Created<SimDisk>, from: usize, to: usize| {
-            let at = HEADER_BYTES + from as u64;
+            let at = created.offset + from as u64;
             self.0.disk().write_all_at(&created.file, at, &bytes[from..to]).expect("a disk with room");
         };
         *writer = match std::mem::take(writer) {

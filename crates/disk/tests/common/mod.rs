@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use crc_fast::{CrcAlgorithm, checksum};
 use kvstrata_core::{ChunkHash, Digest, KeyScope, KvRank, Layout, ObjectKey, Result};
-use kvstrata_disk::{
-    Begin, Durability, HEADER_BYTES, LoadFault, NewObject, Quotas, Settings, Store, Wanted, Writer,
-};
+use kvstrata_disk::{Begin, Durability, LoadFault, NewObject, Quotas, Settings, Store, Wanted, Writer};
 use kvstrata_io::Disk;
 use kvstrata_l2::{Miss, Stored};
 
@@ -63,7 +61,7 @@ pub(crate) fn put<D: Disk>(store: &Arc<Store<D>>, object: NewObject, bytes: &[u8
                 Ok(created) => created,
                 Err(e) => return Err(claim.give_up(e)),
             };
-            match store.disk().write_all_at(&created.file, HEADER_BYTES, bytes) {
+            match store.disk().write_all_at(&created.file, created.offset, bytes) {
                 Ok(()) => claim.publish(created),
                 Err(e) => Err(claim.failed(e)),
             }
@@ -86,7 +84,7 @@ pub(crate) fn load<D: Disk>(store: &Arc<Store<D>>, n: u64, len: usize) -> Result
     };
     let opened = pin.open().map_err(miss)?;
     let mut bytes = vec![0; len];
-    let got = match store.disk().read_exact_at(&opened.file, HEADER_BYTES, &mut bytes) {
+    let got = match store.disk().read_exact_at(&opened.file, opened.offset, &mut bytes) {
         Ok(()) => len as u64,
         Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => 0,
         Err(e) => panic!("the device failed: {e}"),
