@@ -39,6 +39,8 @@ pub use kvstrata_l2_mock as l2_mock;
 pub use kvstrata_manager as manager;
 #[cfg(feature = "mem")]
 pub use kvstrata_mem as mem;
+#[cfg(feature = "metrics")]
+pub use kvstrata_metrics as metrics;
 #[cfg(feature = "policy")]
 pub use kvstrata_policy as policy;
 #[cfg(feature = "testkit")]
