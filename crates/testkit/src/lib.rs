@@ -5,6 +5,7 @@
 //! - [`trace`] reads traces in Mooncake's format, and makes them.
 //! - [`hits`] says what a cache of a given size and policy would hit on a trace, and what is possible at all.
 //! - [`payload`] makes the bytes of a key and recognises them.
+//! - [`gated`] runs the tests of what a machine may lack, or says why they did not run.
 //! - [`arena`] is memory that shows who touches it after it was freed.
 //!
 //! ```
@@ -26,6 +27,7 @@
 
 pub mod arena;
 pub mod conformance;
+pub mod gated;
 pub mod hits;
 pub mod payload;
 pub mod rng;
