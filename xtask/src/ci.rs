@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::extra;
+use crate::gpu;
 use crate::workspace::{Workspace, cargo};
 
 /// How a newcomer runs all tests; the README gives the same line.
 pub(crate) const TEST_COMMAND: &str = "cargo test --workspace";
 
 /// The cheap ones come first; the tests come last, so that their closing lines are near the end of the log.
-const STEPS: [(&str, Step); 11] = [
+const STEPS: [(&str, Step); 12] = [
     ("fmt", |w| commands(w, &[&["fmt", "--all", "--check"]])),
     ("dag", |w| commands(w, &[&["xtask", "dag"]])),
     ("tidy", |w| commands(w, &[&["xtask", "tidy"]])),
@@ -26,6 +27,7 @@ const STEPS: [(&str, Step); 11] = [
     ("doc", |w| commands(w, &[&["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"]])),
     ("schedules", extra::schedules),
     ("miri", extra::miri),
+    ("cufile", gpu::test_cufile_host),
     ("tests", |w| {
         let words: Vec<&str> = TEST_COMMAND.split(' ').skip(1).collect();
         commands(w, &[&words])

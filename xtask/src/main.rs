@@ -8,6 +8,10 @@
 //! cargo xtask miri         the unsafe code of mem under Miri, where a nightly toolchain has it
 //! cargo xtask ci [STEP..]  everything that CI runs, or only these steps of it
 //! cargo xtask bench ..     the benchmarks, or all tables of docs/performance.md; `bench help` says how
+//! cargo xtask test-gpu ..  the tests that need a GPU: [--require] [NAME..] runs them, --pack DIR packs them for a machine
+//!                          without cargo
+//! cargo xtask test-cufile-host    NVIDIA's cuFile library, fetched with pip, against host memory
+//! cargo xtask cufile-bindings ..  the declarations of cufile-sys against NVIDIA's header: --header FILE, --wheel
 //! cargo xtask sim ..       plays seeds of the simulation; `--help` says how
 //! cargo xtask faults ..    a million faults below the digest check, over memory and over files
 //! cargo xtask kill ..      kills a process that stores, and looks at what it leaves
@@ -23,6 +27,7 @@ mod dag;
 mod deps;
 mod extra;
 mod findings;
+mod gpu;
 mod programs;
 mod source;
 mod tidy;
@@ -36,7 +41,8 @@ use workspace::Workspace;
 
 fn usage() -> String {
     format!(
-        "usage: cargo xtask dag | tidy | deps | schedules | miri | ci [STEP..] | bench [ARG..] | {} [ARG..]\nsteps of ci: {}",
+        "usage: cargo xtask dag | tidy | deps | schedules | miri | ci [STEP..] | bench [ARG..] | \
+         test-gpu [ARG..] | test-cufile-host | cufile-bindings [ARG..] | {} [ARG..]\nsteps of ci: {}",
         programs::NAMES.join(" | "),
         ci::step_names().join(", ")
     )
@@ -54,6 +60,9 @@ fn main() -> ExitCode {
         ("deps", []) => report("deps", deps::run),
         ("schedules", []) => ci::one(extra::schedules),
         ("bench", args) => bench::run(args),
+        ("test-gpu", args) => gpu::test_gpu(args),
+        ("test-cufile-host", []) => ci::one(gpu::test_cufile_host),
+        ("cufile-bindings", args) => gpu::cufile_bindings(args),
         ("miri", []) => ci::one(extra::miri),
         ("ci", steps) if ci::knows(steps) => ci::run(steps),
         (name, args) if programs::NAMES.contains(&name) => programs::run(name, args),
