@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::{Error, Result, encode};
@@ -125,6 +126,23 @@ impl From<[u8; 32]> for ChunkHash {
 impl fmt::Display for ChunkHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.as_bytes().iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl FromStr for ChunkHash {
+    type Err = Error;
+
+    /// Reads hexadecimal digits, two for each byte.
+    ///
+    /// # Errors
+    /// `Invalid` for other characters, an odd number of digits, and as [`ChunkHash::new`].
+    fn from_str(hex: &str) -> Result<Self> {
+        if !hex.len().is_multiple_of(2) || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+            let message = "a chunk hash is an even number of hexadecimal digits";
+            return Err(Error::invalid("parse chunk hash", message).with("hash", hex));
+        }
+        let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).expect("two hexadecimal digits");
+        Self::new(&(0..hex.len()).step_by(2).map(byte).collect::<Vec<_>>())
     }
 }
 
@@ -278,6 +296,16 @@ pub struct Affinity {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hashes_are_read_as_they_are_shown() {
+        let hash = ChunkHash::new(&[0, 1, 0xfe, 0xff]).unwrap();
+        assert_eq!(hash.to_string(), "0001feff");
+        assert_eq!("0001FEff".parse::<ChunkHash>().unwrap(), hash);
+        for bad in ["", "0", "000", "0g", "+1", "ä0"] {
+            assert_eq!(bad.parse::<ChunkHash>().unwrap_err().kind(), crate::ErrorKind::Invalid, "{bad:?}");
+        }
+    }
 
     #[test]
     fn ranks_pack_as_lmcache_does_and_refuse_what_would_alias() {

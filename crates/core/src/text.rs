@@ -3,7 +3,7 @@
 //!
 //! Source: LMCache 0.5.6, the `fs` adapter's file names and the native connectors' key strings.
 
-use crate::{ChunkHash, Error, KeyScope, KvRank, ObjectKey, Result};
+use crate::{Error, KeyScope, KvRank, ObjectKey, Result};
 
 /// The file name LMCache's `fs` and `fs_native` adapters give an object, for example
 /// `org-SEP-model@0x08050805@b@abab….data`; the salt follows the hash when there is one.
@@ -27,12 +27,12 @@ pub fn parse_fs_name(name: &str) -> Result<ObjectKey> {
     let rank = next()?.strip_prefix("0x").filter(|r| r.len() == 8).ok_or_else(bad)?;
     let rank = KvRank::from_packed(u32::from_str_radix(rank, 16).map_err(|_| bad())?)?;
     let group = u32::from_str_radix(next()?, 16).map_err(|_| bad())?;
-    let hash = parse_hex(next()?).ok_or_else(bad)?;
+    let hash = next()?.parse().map_err(|_| bad())?;
     let salt = parts.next().unwrap_or_default();
     if parts.next().is_some() {
         return Err(bad());
     }
-    Ok(ObjectKey::new(&KeyScope::new(&model, rank, group, salt)?, ChunkHash::new(&hash)?))
+    Ok(ObjectKey::new(&KeyScope::new(&model, rank, group, salt)?, hash))
 }
 
 /// The key string of LMCache's native connectors (S3, Mooncake, RESP): the model verbatim, no `0x`.
@@ -42,16 +42,10 @@ pub fn connector_name(key: &ObjectKey) -> String {
     format!("{}@{:08x}@{:x}@{}{salt}", scope.model(), scope.rank().packed(), scope.group(), key.hash())
 }
 
-fn parse_hex(hex: &str) -> Option<Vec<u8>> {
-    if !hex.len().is_multiple_of(2) || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return None;
-    }
-    (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).ok()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ChunkHash;
 
     /// Golden names from LMCache 0.5.6.
     const PLAIN: &str =

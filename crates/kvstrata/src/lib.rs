@@ -19,6 +19,8 @@
 
 pub use kvstrata_core as core;
 
+#[cfg(feature = "admin")]
+pub use kvstrata_admin as admin;
 #[cfg(feature = "config")]
 pub use kvstrata_config as config;
 #[cfg(feature = "disk")]
