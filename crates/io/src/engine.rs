@@ -30,6 +30,13 @@ pub struct IoOp<F> {
     pub buf: IoBuf,
 }
 
+impl<F> IoOp<F> {
+    /// Whether it is a read.
+    pub fn is_read(&self) -> bool {
+        matches!(self.buf, IoBuf::Read(_))
+    }
+}
+
 /// What became of an operation.
 #[derive(Debug)]
 pub struct Completion<F> {

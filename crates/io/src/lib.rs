@@ -5,7 +5,8 @@
 //! [`IoEngine`] moves payload bytes: whoever submits an operation gives its buffers away, and gets them back with the
 //! completion, whether or not anybody still waits.
 //!
-//! [`OsDisk`] is the real one, with a [`ThreadPool`] for its engine; [`SimDisk`] lives in memory, and fails by plan.
+//! [`OsDisk`] is the real one. Its [`OsEngine`] is an io_uring where the kernel allows one, with a [`ThreadPool`] beside it
+//! for blocking work, and the pool alone elsewhere. [`SimDisk`] lives in memory, and fails by plan.
 //! [`probe()`] finds out what a directory's file system can do.
 //!
 //! ```
@@ -37,6 +38,7 @@
 //!
 //! Architecture invariant: no keys, no tiers, no tokio.
 
+mod budget;
 mod disk;
 mod engine;
 mod fs_type;
@@ -50,7 +52,7 @@ mod whole;
 pub use disk::{DirEntry, Disk, FileKind, Meta, Open, Space};
 pub use engine::{Completion, CompletionSink, EngineStats, IoBuf, IoEngine, IoOp, Job, Rejected};
 pub use fs_type::FsType;
-pub use os::{OsDisk, OsFile, OsOptions};
+pub use os::{EngineKind, OsDisk, OsEngine, OsFile, OsOptions};
 pub use pool::ThreadPool;
 pub use probe::{Capabilities, PROBE_PREFIX, Support, probe};
 pub use sim::{

@@ -156,7 +156,7 @@ impl<F: Send + Sync + fmt::Debug + 'static> IoEngine for ThreadPool<F> {
     }
 
     fn stats(&self) -> EngineStats {
-        self.shared.counts.stats(&self.shared.queues.lock())
+        self.shared.queues.lock().stats(&self.shared.counts)
     }
 }
 
@@ -180,7 +180,7 @@ impl<F> Drop for ThreadPool<F> {
 
 impl<F> fmt::Debug for ThreadPool<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let stats = self.shared.counts.stats(&self.shared.queues.lock());
+        let stats = self.shared.queues.lock().stats(&self.shared.counts);
         f.debug_struct("ThreadPool").field("threads", &self.threads.len()).field("stats", &stats).finish()
     }
 }

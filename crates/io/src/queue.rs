@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use kvstrata_core::panic_text;
 
-use crate::{Completion, CompletionSink, EngineStats, IoBuf, IoOp, Job, Rejected};
+use crate::{Completion, CompletionSink, EngineStats, IoOp, Job, Rejected};
 
 /// Of the starts that are made while both classes wait, every n-th goes to the second one.
 const SHARE: u32 = 8;
@@ -25,16 +25,27 @@ impl<F> Task<F> {
     /// Whether it goes before the rest: reads and urgent jobs.
     pub(crate) fn first(&self) -> bool {
         match self {
-            Self::Op(op, _) => matches!(op.buf, IoBuf::Read(_)),
+            Self::Op(op, _) => op.is_read(),
             Self::Job(_, urgent) => *urgent,
         }
     }
+}
 
-    fn bytes(&self) -> u64 {
-        match self {
-            Self::Op(op, _) => op.len as u64,
-            Self::Job(..) => 0,
-        }
+/// Whose turn it is: the first class goes first, but every so often what it has overtaken does.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    overtaken: u32,
+}
+
+impl Turns {
+    /// Whether the second class, if anything of it waits, goes next.
+    pub(crate) fn due(&self) -> bool {
+        self.overtaken + 1 == SHARE
+    }
+
+    /// Something was started; whether it was of the first class, and whether something of the second one could have been.
+    pub(crate) fn started(&mut self, first: bool, rest: bool) {
+        self.overtaken = if first && rest { (self.overtaken + 1).min(SHARE - 1) } else { 0 };
     }
 }
 
@@ -42,7 +53,7 @@ impl<F> Task<F> {
 pub(crate) struct Queues<F> {
     pub(crate) first: VecDeque<Task<F>>,
     pub(crate) rest: VecDeque<Task<F>>,
-    overtaken: u32,
+    turns: Turns,
     pub(crate) closed: bool,
     /// Tasks being carried out.
     pub(crate) running: usize,
@@ -55,7 +66,7 @@ impl<F> Queues<F> {
         Self {
             first: VecDeque::new(),
             rest: VecDeque::new(),
-            overtaken: 0,
+            turns: Turns::default(),
             closed: false,
             running: 0,
             running_rest: 0,
@@ -97,18 +108,14 @@ impl<F> Queues<F> {
         let first = !self.first.is_empty();
         let from = match (first, rest) {
             (false, false) => return None,
-            (true, true) if self.overtaken + 1 == SHARE => &mut self.rest,
+            (true, true) if self.turns.due() => &mut self.rest,
             (true, _) => &mut self.first,
             (false, true) => &mut self.rest,
         };
         let task = from.remove(pick(from.len())).expect("picked inside the queue");
         self.running += 1;
-        if task.first() {
-            self.overtaken = if rest { self.overtaken + 1 } else { 0 };
-        } else {
-            self.overtaken = 0;
-            self.running_rest += 1;
-        }
+        self.turns.started(task.first(), rest);
+        self.running_rest += usize::from(!task.first());
         Some(task)
     }
 
@@ -120,6 +127,16 @@ impl<F> Queues<F> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.first.is_empty() && self.rest.is_empty()
+    }
+
+    /// What was counted, and what waits and runs.
+    pub(crate) fn stats(&self, counts: &Counts) -> EngineStats {
+        EngineStats {
+            queued_first: self.first.len(),
+            queued_rest: self.rest.len(),
+            running: self.running,
+            ..counts.stats()
+        }
     }
 }
 
@@ -143,11 +160,12 @@ impl Counts {
         self.bytes.fetch_sub(ops.iter().map(|op| op.len as u64).sum(), Relaxed);
     }
 
-    pub(crate) fn stats<F>(&self, queues: &Queues<F>) -> EngineStats {
+    /// All but what a queue knows.
+    pub(crate) fn stats(&self) -> EngineStats {
         EngineStats {
-            queued_first: queues.first.len(),
-            queued_rest: queues.rest.len(),
-            running: queues.running,
+            queued_first: 0,
+            queued_rest: 0,
+            running: 0,
             bytes_in_flight: self.bytes.load(Relaxed),
             finished: self.finished.load(Relaxed),
             failed: self.failed.load(Relaxed),
@@ -162,21 +180,32 @@ impl Counts {
         task: Task<F>,
         transfer: impl FnOnce(&mut IoOp<F>) -> Option<io::Result<usize>>,
     ) -> Option<Task<F>> {
-        let bytes = task.bytes();
         match task {
             Task::Job(job, _) => self.guard(job),
             Task::Op(mut op, sink) => {
                 let mut result = Some(Err(io::Error::other("a transfer panicked")));
                 self.guard(|| result = transfer(&mut op));
                 let Some(result) = result else { return Some(Task::Op(op, sink)) };
-                self.failed.fetch_add(u64::from(result.is_err()), Relaxed);
-                self.bytes.fetch_sub(bytes, Relaxed);
-                // The sink's last handle may go here too: its destructor is inside the guard.
-                self.guard(move || sink.complete(Completion { op, result }));
+                self.complete(op, sink, result);
+                return None;
             }
         }
         self.finished.fetch_add(1, Relaxed);
         None
+    }
+
+    /// An operation has ended, and its submitter hears of it.
+    pub(crate) fn complete<F: 'static>(
+        &self,
+        op: IoOp<F>,
+        sink: Arc<dyn CompletionSink<F>>,
+        result: io::Result<usize>,
+    ) {
+        self.failed.fetch_add(u64::from(result.is_err()), Relaxed);
+        self.bytes.fetch_sub(op.len as u64, Relaxed);
+        // The sink's last handle may go here too: its destructor is inside the guard.
+        self.guard(move || sink.complete(Completion { op, result }));
+        self.finished.fetch_add(1, Relaxed);
     }
 
     fn guard(&self, work: impl FnOnce()) {

@@ -157,7 +157,8 @@ pub(crate) fn write(
     Ok(())
 }
 
-fn resume(done: usize, direct: bool) -> usize {
+/// Where a transfer goes on of which so many bytes are done.
+pub(crate) fn resume(done: usize, direct: bool) -> usize {
     if direct { done - done % RESUME } else { done }
 }
 

@@ -27,11 +27,30 @@ fn memory() -> Arc<Pool> {
     Slab::new(vec![HeapRegion::new(16 << 20).unwrap()]).unwrap().pool("test", 16 << 20)
 }
 
-fn os(rename_noreplace: bool) -> Rig<OsDisk> {
+fn os(options: OsOptions) -> Rig<OsDisk> {
     let dir = tempfile::tempdir().unwrap();
+    let pool = memory();
+    let memory = Some(Arc::clone(&pool) as Arc<dyn Allocate>);
     // One thread, so that there is an order to speak of.
-    let disk = OsDisk::new(OsOptions { threads: 1, rename_noreplace, ..OsOptions::default() }).unwrap();
-    Rig { disk, root: dir.path().to_owned(), run: |_| (), pool: memory(), _dir: Some(dir) }
+    let disk = OsDisk::new(OsOptions { threads: 1, memory, ..options }).unwrap();
+    Rig { disk, root: dir.path().to_owned(), run: |_| (), pool, _dir: Some(dir) }
+}
+
+fn threads() -> Rig<OsDisk> {
+    os(OsOptions { engine: EngineKind::Threads, ..OsOptions::default() })
+}
+
+fn links() -> Rig<OsDisk> {
+    os(OsOptions { engine: EngineKind::Threads, rename_noreplace: false, ..OsOptions::default() })
+}
+
+fn ring() -> Rig<OsDisk> {
+    os(OsOptions { engine: EngineKind::IoUring, ..OsOptions::default() })
+}
+
+/// A ring that carries out one transfer after the other.
+fn narrow_ring() -> Rig<OsDisk> {
+    os(OsOptions { engine: EngineKind::IoUring, depth: 1, ..OsOptions::default() })
 }
 
 fn sim(mode: SimMode) -> Rig<SimDisk> {
@@ -391,6 +410,71 @@ fn engine_4_loads_go_first<D: Disk>(rig: Rig<D>) {
     assert_eq!(got, "LLLLLLLsLsssss", "every eighth start goes to what was overtaken");
 }
 
+/// Operations of a ring and jobs of the threads beside it start independently of each other.
+fn engine_4_loads_go_first_in_a_ring(rig: Rig<OsDisk>) {
+    let file = Arc::new(rig.put("f", &[0; 100]));
+    let (sink, done) = channel();
+    let ops = (0..14).map(|i| match i {
+        0..4 => rig.write_op(i, &file, 0, b"x"),
+        _ => rig.read_op(i, &file, 0, 1),
+    });
+    rig.submit(ops.collect(), &sink);
+    let got: String = (0..14).map(|_| if soon(&done).op.is_read() { 'L' } else { 's' }).collect();
+    assert_eq!(got, "LLLLLLLsLLLsss", "every eighth start goes to what was overtaken");
+}
+
+/// What is dropped, closed and registered while transfers are under way, and memory that nobody touches afterwards.
+fn engine_1_it_is_left_at_any_time<D: Disk>(rig: Rig<D>) {
+    const LEN: usize = 3 << 19;
+    let bytes = pattern(7, LEN);
+    let file = Arc::new(rig.put("f", &bytes));
+    for round in 0..40 {
+        let (sink, done) = channel();
+        // More than the uses after which memory and files are registered.
+        rig.submit((0..3).map(|i| rig.read_op(i, &file, 0, LEN)).collect(), &sink);
+        rig.submit(vec![rig.write_op(3, &file, (round + 2) * LEN as u64, &bytes)], &sink);
+        for _ in 0..4 {
+            let Completion { op, result } = soon(&done);
+            assert_eq!(result.unwrap(), LEN);
+            let IoBuf::Read(mut buf) = op.buf else { continue };
+            assert!(buf.as_mut_slice().unwrap() == bytes);
+            // The buffer is the test's again: what it writes now stays.
+            buf.as_mut_slice().unwrap().fill(0xA5);
+            thread::yield_now();
+            assert!(buf.as_mut_slice().unwrap().iter().all(|b| *b == 0xA5), "touched after the completion");
+        }
+    }
+    assert!(rig.get("f")[41 * LEN..] == bytes);
+    assert_eq!(rig.pool.usage().used, 0);
+    // A sink that nobody listens to any more, and a disk that goes at once.
+    let (sink, done) = channel();
+    rig.submit((0..6).map(|i| rig.read_op(i, &file, 0, LEN)).collect(), &sink);
+    drop((sink, file));
+    let Rig { disk, pool, .. } = rig;
+    drop(disk);
+    assert_eq!(done.iter().count(), 6, "the drop finished them all");
+    assert_eq!(pool.usage().used, 0);
+}
+
+/// A file that a ring knows is closed, and its lock gone, when it is dropped.
+fn registered_files_let_go(rig: &Rig<OsDisk>) {
+    for round in 0..3 {
+        let name = format!("f{round}");
+        let file = Arc::new(rig.put(&name, &pattern(8, 4096)));
+        rig.disk.try_lock(&file).unwrap();
+        let (sink, done) = channel();
+        for i in 0..40 {
+            rig.submit(vec![rig.read_op(i, &file, 0, 4096)], &sink);
+            drop(soon(&done));
+        }
+        let again = rig.disk.open(&rig.at(&name), READ).unwrap();
+        assert_eq!(rig.disk.try_lock(&again).unwrap_err().kind(), ErrorKind::WouldBlock);
+        rig.disk.unlink(&rig.at(&name)).unwrap();
+        drop(file);
+        rig.disk.try_lock(&again).unwrap();
+    }
+}
+
 fn engine_5_a_panic_is_contained_and_counted<D: Disk>(rig: &Rig<D>) {
     struct Breaks;
     impl<F> CompletionSink<F> for Breaks {
@@ -425,20 +509,35 @@ fn engine_6_closing_finishes_what_was_accepted<D: Disk>(rig: &Rig<D>) {
     assert!((0..10).all(|_| soon(&done).result.is_ok()));
 }
 
-fn trials<D: Disk>(all: &mut Vec<Trial>, name: &str, rig: fn() -> Rig<D>, no_direct: Option<&str>) {
-    let mut add = |test: &str, ignored: Option<&str>, f: Box<dyn FnOnce(Rig<D>) + Send>| {
-        let name = match ignored {
-            None => format!("{name}::{test}"),
-            Some(why) => format!("{name}::{test} (not here: {why})"),
-        };
-        let trial = Trial::test(name, move || {
-            f(rig());
-            Ok(())
-        });
-        all.push(trial.with_ignored_flag(ignored.is_some()));
+/// One test on one disk, ignored if there is a reason.
+fn add<D: Disk>(
+    all: &mut Vec<Trial>,
+    name: &str,
+    rig: fn() -> Rig<D>,
+    ignored: Option<&str>,
+    test: impl FnOnce(Rig<D>) + Send + 'static,
+) {
+    let name = ignored.map_or(name.to_owned(), |why| format!("{name} (not here: {why})"));
+    let trial = Trial::test(name, move || {
+        test(rig());
+        Ok(())
+    });
+    all.push(trial.with_ignored_flag(ignored.is_some()));
+}
+
+/// What holds on every disk. `missing` says why there is none of this kind, `no_direct` why it has no direct transfers.
+fn trials<D: Disk>(
+    all: &mut Vec<Trial>,
+    name: &str,
+    rig: fn() -> Rig<D>,
+    missing: Option<&str>,
+    no_direct: Option<&str>,
+) {
+    let mut one = |test: &str, ignored: Option<&str>, f: Box<dyn FnOnce(Rig<D>) + Send>| {
+        add(all, &format!("{name}::{test}"), rig, missing.or(ignored), f);
     };
     macro_rules! shared {
-        ($($test:ident)*) => { $(add(stringify!($test), None, Box::new(|rig| $test(&rig)));)* };
+        ($($test:ident)*) => { $(one(stringify!($test), None, Box::new(|rig| $test(&rig)));)* };
     }
     shared! {
         disk_1_rename_new_never_replaces disk_2_all_bytes_or_an_error disk_3_syncing_works
@@ -447,17 +546,16 @@ fn trials<D: Disk>(all: &mut Vec<Trial>, name: &str, rig: fn() -> Rig<D>, no_dir
         engine_2_each_operation_completes_exactly_once engine_3_transfers_are_whole
         engine_5_a_panic_is_contained_and_counted engine_6_closing_finishes_what_was_accepted
     }
-    add(
+    one(
         "direct_transfers_read_and_write_the_same_bytes",
         no_direct,
         Box::new(|rig| direct_transfers_read_and_write_the_same_bytes(&rig)),
     );
-    add(
+    one(
         "engine_1_dropping_finishes_what_was_submitted",
         None,
         Box::new(engine_1_dropping_finishes_what_was_submitted),
     );
-    add("engine_4_loads_go_first", None, Box::new(engine_4_loads_go_first));
 }
 
 /// Panics that a test makes on purpose would fill the output with backtraces.
@@ -472,14 +570,43 @@ fn expect_panics_on_purpose() {
 
 fn main() {
     expect_panics_on_purpose();
-    let probed = os(true);
+    let probed = ring();
+    let no_ring = probed.disk.engine().io_uring().reason();
     let found = probe(&probed.disk, Path::new(&probed.root)).expect("the temporary directory works");
     let no_direct = found.direct_read.reason().or(found.direct_write.reason());
     let mut all = Vec::new();
-    trials(&mut all, "os", || os(true), no_direct);
-    trials(&mut all, "os_link", || os(false), no_direct);
-    trials(&mut all, "sim_inline", || sim(SimMode::Inline), None);
-    trials(&mut all, "sim_stepped", || sim(SimMode::Stepped { seed: 7 }), None);
-    trials(&mut all, "sim_threads", || sim(SimMode::Threads(1)), None);
+    trials(&mut all, "os", threads, None, no_direct);
+    trials(&mut all, "os_link", links, None, no_direct);
+    trials(&mut all, "os_ring", ring, no_ring, no_direct);
+    trials(&mut all, "sim_inline", || sim(SimMode::Inline), None, None);
+    trials(&mut all, "sim_stepped", || sim(SimMode::Stepped { seed: 7 }), None, None);
+    trials(&mut all, "sim_threads", || sim(SimMode::Threads(1)), None, None);
+    add(&mut all, "os::engine_4_loads_go_first", threads, None, engine_4_loads_go_first);
+    add(
+        &mut all,
+        "os_ring::engine_4_loads_go_first",
+        narrow_ring,
+        no_ring,
+        engine_4_loads_go_first_in_a_ring,
+    );
+    let stepped = || sim(SimMode::Stepped { seed: 7 });
+    add(
+        &mut all,
+        "sim_inline::engine_4_loads_go_first",
+        || sim(SimMode::Inline),
+        None,
+        engine_4_loads_go_first,
+    );
+    add(&mut all, "sim_stepped::engine_4_loads_go_first", stepped, None, engine_4_loads_go_first);
+    add(
+        &mut all,
+        "sim_threads::engine_4_loads_go_first",
+        || sim(SimMode::Threads(1)),
+        None,
+        engine_4_loads_go_first,
+    );
+    add(&mut all, "os::engine_1_it_is_left_at_any_time", threads, None, engine_1_it_is_left_at_any_time);
+    add(&mut all, "os_ring::engine_1_it_is_left_at_any_time", ring, no_ring, engine_1_it_is_left_at_any_time);
+    add(&mut all, "os_ring::registered_files_let_go", ring, no_ring, |rig| registered_files_let_go(&rig));
     libtest_mimic::run(&Arguments::from_args(), all).exit();
 }

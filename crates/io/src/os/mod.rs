@@ -1,23 +1,37 @@
 //! The operating system's files.
 
+mod engine;
 mod sys;
+mod uring;
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use kvstrata_mem::{ReadBuf, WriteBuf};
+use kvstrata_core::{Clock, SystemClock};
+use kvstrata_mem::{Allocate, ReadBuf, WriteBuf};
 
-use crate::pool::ThreadPool;
+pub use self::engine::{EngineKind, OsEngine};
+use self::uring::Seat;
 use crate::whole::{self, Fill, Spill};
-use crate::{DirEntry, Disk, FileKind, IoBuf, IoOp, Meta, Open, Space};
+use crate::{DirEntry, Disk, FileKind, Meta, Open, Space};
 
 /// How an [`OsDisk`] works.
 #[derive(Clone, Debug)]
 pub struct OsOptions {
+    /// What moves payload bytes.
+    pub engine: EngineKind,
     /// Threads of the engine, at least one. All but one of them may write at the same time.
     pub threads: usize,
+    /// The most transfers that a ring has under way at once, 1 to 4096; it has fewer as the budget says.
+    pub depth: u32,
+    /// Where buffers come from: a ring registers that memory, so that the kernel need not look its pages up each time.
+    pub memory: Option<Arc<dyn Allocate>>,
+    /// What tells a ring how long transfers take.
+    pub clock: Arc<dyn Clock>,
     /// The beginning of the threads' names.
     pub thread_name: String,
     /// Rename with `RENAME_NOREPLACE` where the file system can. Off, `rename_new` always makes a second link and removes
@@ -27,14 +41,22 @@ pub struct OsOptions {
 
 impl Default for OsOptions {
     fn default() -> Self {
-        Self { threads: 4, thread_name: "kvs-io".into(), rename_noreplace: true }
+        Self {
+            engine: EngineKind::Auto,
+            threads: 4,
+            depth: 256,
+            memory: None,
+            clock: Arc::new(SystemClock::start()),
+            thread_name: "kvs-io".into(),
+            rename_noreplace: true,
+        }
     }
 }
 
 /// The file systems of this machine.
 #[derive(Debug)]
 pub struct OsDisk {
-    engine: ThreadPool<OsFile>,
+    engine: OsEngine,
     rename_noreplace: bool,
 }
 
@@ -43,17 +65,18 @@ pub struct OsDisk {
 pub struct OsFile {
     file: File,
     direct: bool,
+    seat: Seat,
+    locked: AtomicBool,
 }
 
 impl OsDisk {
     /// Starts the engine's threads.
     ///
     /// # Errors
-    /// `InvalidInput` for no threads; what the system says if it refuses one.
+    /// `InvalidInput` for no threads or a depth out of range; what the system says if it refuses a thread.
     pub fn new(options: OsOptions) -> Result<Self> {
-        let OsOptions { threads, thread_name, rename_noreplace } = options;
-        let engine = ThreadPool::new(&thread_name, threads, Box::new(transfer))?;
-        Ok(Self { engine, rename_noreplace })
+        let rename_noreplace = options.rename_noreplace;
+        Ok(Self { engine: OsEngine::new(options)?, rename_noreplace })
     }
 }
 
@@ -69,16 +92,18 @@ impl OsFile {
     }
 }
 
-fn transfer(op: &mut IoOp<OsFile>) -> Result<usize> {
-    match &mut op.buf {
-        IoBuf::Read(buf) => op.file.read(op.offset, &mut Fill::buf(buf, op.len)?),
-        IoBuf::Write(buf) => op.file.write(op.offset, &Spill::buf(buf, op.len)?).map(|()| op.len),
+/// A lock is the open file's, which a ring may keep open for a moment longer.
+impl Drop for OsFile {
+    fn drop(&mut self) {
+        if *self.locked.get_mut() {
+            drop(self.file.unlock());
+        }
     }
 }
 
 impl Disk for OsDisk {
     type File = OsFile;
-    type Engine = ThreadPool<OsFile>;
+    type Engine = OsEngine;
 
     fn engine(&self) -> &Self::Engine {
         &self.engine
@@ -102,7 +127,7 @@ impl Disk for OsDisk {
             .mode(0o600)
             .custom_flags(flags)
             .open(path)?;
-        Ok(OsFile { file, direct: how.direct })
+        Ok(OsFile { file, direct: how.direct, seat: Seat::default(), locked: AtomicBool::new(false) })
     }
 
     fn create_dir_all(&self, path: &Path) -> Result<()> {
@@ -210,7 +235,9 @@ impl Disk for OsDisk {
             // The standard library keeps the errno to itself.
             TryLockError::WouldBlock => Error::from_raw_os_error(libc::EWOULDBLOCK),
             TryLockError::Error(e) => e,
-        })
+        })?;
+        file.locked.store(true, Relaxed);
+        Ok(())
     }
 }
 

@@ -192,7 +192,7 @@ impl IoEngine for SimEngine {
     fn stats(&self) -> EngineStats {
         match &self.mode {
             Mode::Threads(pool) => pool.stats(),
-            Mode::Local(local) => local.counts.stats(&local.state.lock().queues),
+            Mode::Local(local) => local.state.lock().queues.stats(&local.counts),
         }
     }
 }
