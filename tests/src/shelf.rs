@@ -105,7 +105,7 @@ impl Shelf {
     pub fn open(how: &How) -> Result<Self> {
         let cx = Context::tokio(tokio::runtime::Handle::current());
         let writer = Writer { pid: std::process::id(), id: how.writer };
-        let fs = open_os(&settings(how), cx.clone(), writer, vec![])?;
+        let fs = open_os(&settings(how), cx.clone(), writer, vec![], None)?;
         let bytes = 2 * BATCH * LONGEST as usize;
         let pool = Slab::new(vec![HeapRegion::new(bytes)?])?.pool("shelf", bytes as u64);
         Ok(Self { checked: Checked::new(fs.adapter(), Verify::On, cx.clone()), fs, cx, pool })

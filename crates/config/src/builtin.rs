@@ -139,6 +139,8 @@ impl AdapterFactory for FsFactory {
             "quotas",
             "default_quota_gb",
             "sync",
+            "io_engine",
+            "iouring_queue_depth",
             "no_atime",
         ]
     }
@@ -165,7 +167,8 @@ impl AdapterFactory for FsFactory {
     fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
         let config = Self::config(settings, name)?;
         let writer = Writer { pid: std::process::id(), id: cx.run };
-        Ok(open_os(&config, cx.l2.clone(), writer, cx.namespaces.clone())?.adapter())
+        let (namespaces, memory) = (cx.namespaces.clone(), cx.memory.clone());
+        Ok(open_os(&config, cx.l2.clone(), writer, namespaces, memory)?.adapter())
     }
 }
 

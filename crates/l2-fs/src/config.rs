@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use kvstrata_core::{Error, Result};
 use kvstrata_disk::{Durability, Quotas, Wanted};
 use kvstrata_evict::{EvictionPolicy, by_name};
+use kvstrata_io::EngineKind;
 use serde::Deserialize;
 
 const OP: &str = "read fs settings";
@@ -52,6 +53,13 @@ pub struct FsConfig {
     /// What a store waits for: `none`, `data` or `full`.
     #[serde(default)]
     pub sync: Sync,
+    /// What moves the bytes, by LMCache's names for its raw block adapter: `io_uring`, `posix` (threads) or `auto`.
+    #[serde(default)]
+    pub io_engine: Engine,
+    /// The most transfers that io_uring has under way at once, 1 to 4096; 256 unless set, as in LMCache. It has fewer as
+    /// their latencies say.
+    #[serde(default = "default_queue_depth")]
+    pub iouring_queue_depth: u32,
     /// Whether loads leave access times alone: `true` (where the file system lets us), `false` or `"require"`.
     #[serde(default = "default_no_atime")]
     pub no_atime: Switch,
@@ -109,6 +117,23 @@ pub enum Sync {
     Full,
 }
 
+/// What moves the bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// io_uring past the page cache, where the kernel allows it; threads for the rest.
+    #[default]
+    Auto,
+    /// io_uring for all files, where the kernel allows it.
+    IoUring,
+    /// Threads.
+    Posix,
+}
+
+fn default_queue_depth() -> u32 {
+    256
+}
+
 fn default_name() -> String {
     "fs".into()
 }
@@ -144,6 +169,8 @@ impl FsConfig {
             quotas: BTreeMap::new(),
             default_quota_gb: None,
             sync: Sync::None,
+            io_engine: Engine::Auto,
+            iouring_queue_depth: default_queue_depth(),
             no_atime: default_no_atime(),
         }
     }
@@ -164,6 +191,10 @@ impl FsConfig {
         }
         if self.num_workers == 0 || self.num_workers > MOST_WORKERS {
             return bad("num_workers", &self.num_workers, "there are 1 to 1024 workers");
+        }
+        if !(1..=4096).contains(&self.iouring_queue_depth) {
+            let depth = self.iouring_queue_depth;
+            return bad("iouring_queue_depth", &depth, "there are 1 to 4096 transfers under way");
         }
         self.capacity()?;
         let policy = self.policy()?;
@@ -270,6 +301,15 @@ impl FsConfig {
         out
     }
 
+    /// The engine by its name in `io`.
+    pub fn engine(&self) -> EngineKind {
+        match self.io_engine {
+            Engine::Auto => EngineKind::Auto,
+            Engine::IoUring => EngineKind::IoUring,
+            Engine::Posix => EngineKind::Threads,
+        }
+    }
+
     pub(crate) fn durability(&self) -> Durability {
         match self.sync {
             Sync::None => Durability::None,
@@ -336,6 +376,8 @@ mod tests {
             (r#"{"base_path": "/d", "base_pth": 1}"#, "base_pth"),
             (r#"{"base_path": "/d", "num_workers": 0}"#, "num_workers"),
             (r#"{"base_path": "/d", "num_workers": 4096}"#, "num_workers"),
+            (r#"{"base_path": "/d", "io_engine": "libaio"}"#, "posix"),
+            (r#"{"base_path": "/d", "iouring_queue_depth": 0}"#, "iouring_queue_depth"),
             (r#"{"base_path": "/d", "max_capacity_gb": -1}"#, "max_capacity_gb"),
             (r#"{"base_path": "/d", "max_capacity_gb": 1e-9}"#, "max_capacity_gb"),
             (r#"{"base_path": "/d", "max_capacity_gb": 1e30}"#, "max_capacity_gb"),

@@ -13,6 +13,7 @@ use kvstrata_l2::{
     L2Usage, ListPage, MemoryKinds, Miss, Pass, Probe, Put, PutSink, StoreUsage, Timer, closed, timed_out,
     until,
 };
+use kvstrata_mem::Allocate;
 use parking_lot::Mutex;
 
 use crate::FsConfig;
@@ -51,7 +52,8 @@ struct Inner<D: Disk> {
     threads: usize,
 }
 
-/// Opens an adapter over this machine's file systems, with `num_workers` threads of its own.
+/// Opens an adapter over this machine's file systems, with an engine and `num_workers` threads of its own. `memory` is where
+/// the buffers come from: io_uring registers it.
 ///
 /// # Errors
 /// As [`FsStore::open`].
@@ -60,10 +62,17 @@ pub fn open_os(
     l2: Context,
     writer: Writer,
     namespaces: Vec<Namespace>,
+    memory: Option<Arc<dyn Allocate>>,
 ) -> Result<FsStore<OsDisk>> {
     config.validate()?;
-    let options =
-        OsOptions { threads: config.num_workers, thread_name: "kvs-fs".into(), ..OsOptions::default() };
+    let options = OsOptions {
+        engine: config.engine(),
+        threads: config.num_workers,
+        depth: config.iouring_queue_depth,
+        memory,
+        thread_name: "kvs-fs".into(),
+        ..OsOptions::default()
+    };
     let disk = OsDisk::new(options).map_err(|e| Error::io("start disk threads", e))?;
     // A link to the directory is followed once, here: the store itself opens no links.
     let base_path = std::fs::canonicalize(&config.base_path).unwrap_or_else(|_| config.base_path.clone());

@@ -13,7 +13,7 @@
 //! # let dir = tempfile::tempdir()?;
 //! let config: FsConfig = serde_json::from_value(serde_json::json!({ "base_path": dir.path(), "max_capacity_gb": 0.5 }))?;
 //! let writer = Writer { pid: std::process::id(), id: 0x5eed };
-//! let fs = open_os(&config, Context::tokio(tokio::runtime::Handle::current()), writer, vec![])?;
+//! let fs = open_os(&config, Context::tokio(tokio::runtime::Handle::current()), writer, vec![], None)?;
 //!
 //! let slab = Slab::new(vec![HeapRegion::new(1 << 20)?])?;
 //! let key = ObjectKey::new(&KeyScope::new("m", KvRank::single(), 0, "")?, ChunkHash::new(&[1])?);
@@ -45,5 +45,5 @@ mod fs;
 mod jobs;
 mod latch;
 
-pub use config::{EvictionConfig, FsConfig, Switch, Sync};
+pub use config::{Engine, EvictionConfig, FsConfig, Switch, Sync};
 pub use fs::{FsContext, FsStore, open_os};

@@ -26,7 +26,7 @@ fn runtime() -> Runtime {
 
 fn open_with(config: &FsConfig, namespaces: Vec<Namespace>, runtime: &Runtime) -> Result<FsStore<OsDisk>> {
     let writer = Writer { pid: std::process::id(), id: 0xfeed };
-    open_os(config, Context::tokio(runtime.handle().clone()), writer, namespaces)
+    open_os(config, Context::tokio(runtime.handle().clone()), writer, namespaces, None)
 }
 
 fn open(config: &FsConfig, runtime: &Runtime) -> Result<FsStore<OsDisk>> {

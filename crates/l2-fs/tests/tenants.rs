@@ -30,7 +30,7 @@ fn runtime() -> Runtime {
 
 fn open(config: &FsConfig, runtime: &Runtime, id: u64) -> Result<FsStore<OsDisk>> {
     let writer = Writer { pid: std::process::id(), id: id << 32 };
-    open_os(config, Context::tokio(runtime.handle().clone()), writer, vec![])
+    open_os(config, Context::tokio(runtime.handle().clone()), writer, vec![], None)
 }
 
 fn key(salt: &str, n: u64) -> ObjectKey {

@@ -92,7 +92,7 @@ impl World {
             Some(dir) => {
                 let config = FsConfig { max_capacity_gb: 0.25, ..FsConfig::new(dir.path()) };
                 let writer = Writer { pid: std::process::id(), id: unit.seed };
-                open_os(&config, cx.clone(), writer, vec![]).expect("a new store").adapter()
+                open_os(&config, cx.clone(), writer, vec![], None).expect("a new store").adapter()
             }
         };
         let classes = unit.class.map_or(Fault::ALL.to_vec(), |class| vec![class]);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use kvstrata_config::AdapterSettings;
 use kvstrata_disk::{HEADER_BYTES, Manifest, Wanted};
-use kvstrata_io::{OsDisk, OsOptions, Support, probe};
+use kvstrata_io::{Disk, OsDisk, OsOptions, Support, probe};
 use kvstrata_l2_fs::FsConfig;
 use serde_json::Value;
 
@@ -80,6 +80,7 @@ fn files(name: &str, path: &Path, adapter: &AdapterSettings, findings: &mut Find
     let instead = "use_odirect is false: through the page cache";
     support(&what("O_DIRECT reads"), direct, &can.direct_read, instead, findings);
     support(&what("O_DIRECT writes"), direct, &can.direct_write, instead, findings);
+    engine(&what("io_uring"), adapter, disk.engine().io_uring(), direct, findings);
     let no_atime = wanted(adapter.keys().get("no_atime"), unset.no_atime.0);
     support(
         &what("O_NOATIME"),
@@ -99,6 +100,28 @@ fn files(name: &str, path: &Path, adapter: &AdapterSettings, findings: &mut Find
             findings.off(what("sync"), "sync is none: the newest objects may not survive a power failure")
         }
         _ => required("sync of directories", &can.sync_dir, findings),
+    }
+}
+
+/// What will move the bytes.
+fn engine(
+    what: &str,
+    adapter: &AdapterSettings,
+    io_uring: &Support,
+    direct: Wanted,
+    findings: &mut Findings,
+) {
+    let asked = adapter.keys().get("io_engine").and_then(Value::as_str).unwrap_or("auto");
+    match (asked, io_uring) {
+        ("posix", _) => findings.off(what, "io_engine is posix: threads move the bytes"),
+        (_, Support::No(why)) => {
+            let advice = "let the container use io_uring_setup, or set io_engine to posix";
+            findings.add(what, State::Fallback, format!("threads instead: {why}"), advice);
+        }
+        ("auto", _) if direct == Wanted::Off => {
+            findings.off(what, "use_odirect is false: threads copy from and to the page cache");
+        }
+        _ => findings.ok(what, "works"),
     }
 }
 
