@@ -72,7 +72,7 @@ impl Bench {
             let deadline = cx.timer.now() + Duration::from_secs(3600);
             let begun = Instant::now();
             let writer = Writer { pid: std::process::id(), id: id as _ };
-            let store = open_os(&self.config, cx, writer, vec![]).expect("a store of our own");
+            let store = open_os(&self.config, cx, writer, vec![], None).expect("a store of our own");
             let took = begun.elapsed().as_secs_f64();
             work(&store).await;
             let held = store.usage();
