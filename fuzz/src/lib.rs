@@ -5,10 +5,15 @@
 //! accepted must survive being written and read again. A decoder behind a checksum would turn almost everything away, so
 //! its target also puts the right one in.
 
+use std::path::Path;
+
 use crc_fast::{CrcAlgorithm, checksum};
 use kvstrata_config::{AdapterSettings, FileKind, Machine, Registry, Resolved, SettingsFile, Sources};
 use kvstrata_core::{Error, ErrorKind, encode};
 use kvstrata_disk::{Block, HEADER_BYTES, Header, Manifest, rewrite_index};
+use kvstrata_lmcache_files as lmcache_files;
+use kvstrata_lmcache_files::classic::ClassicName;
+use kvstrata_lmcache_files::flat::{self, Models};
 use kvstrata_testkit::trace;
 
 /// A decoder, and how much memory it may take for an input.
@@ -25,7 +30,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "key", run: key, base: 16 << 10, per_byte: 16 },
     Target { name: "header", run: header, base: 64 << 10, per_byte: 16 },
     Target { name: "manifest", run: manifest, base: 64 << 10, per_byte: 128 },
@@ -34,6 +39,7 @@ pub const TARGETS: [Target; 8] = [
     Target { name: "config_file", run: config_file, base: 1 << 20, per_byte: 1024 },
     Target { name: "config_flags", run: config_flags, base: 1 << 20, per_byte: 1024 },
     Target { name: "adapter", run: adapter, base: 256 << 10, per_byte: 512 },
+    Target { name: "lmcache", run: lmcache, base: 64 << 10, per_byte: 128 },
 ];
 
 /// The machine that settings are checked for.
@@ -75,6 +81,41 @@ pub fn header(data: &[u8]) -> bool {
         }
     }
     as_it_is
+}
+
+/// Names and headers of LMCache's: a file of its `fs` adapters, the place of a file of its GDS backend, and the text of a
+/// header. One input is tried as each.
+pub fn lmcache(data: &[u8]) -> bool {
+    let mut accepted = false;
+    if let Ok(text) = std::str::from_utf8(data) {
+        let models = Models::default();
+        if let Ok(key) = flat::parse(text, &models) {
+            let names = flat::names(&key, &models);
+            assert!(
+                text.len() > 255 || names.iter().any(|name| name == text),
+                "{text} is {key}, which is {names:?}"
+            );
+            accepted = true;
+        }
+        if let Ok((name, suffix)) = ClassicName::parse(Path::new(text)) {
+            assert_eq!(name.data(suffix), Path::new(text));
+            let key = name.key(None);
+            if let Some(again) = key.as_ref().and_then(|key| ClassicName::of(key, name.dtype())) {
+                assert_eq!((again.data(suffix), again.key(None)), (name.data(suffix), key));
+            }
+            accepted = true;
+        }
+    }
+    let mut block = vec![b' '; lmcache_files::HEADER_BYTES];
+    block[..8].copy_from_slice(&(lmcache_files::HEADER_BYTES as u64 - 8).to_le_bytes());
+    let n = data.len().min(block.len() - 8);
+    block[8..8 + n].copy_from_slice(&data[..n]);
+    if let Ok(header) = lmcache_files::Header::decode(&block) {
+        let again = header.encode().expect("a header has one tensor");
+        assert_eq!(lmcache_files::Header::decode(&again), Ok(header));
+        accepted = true;
+    }
+    accepted
 }
 
 /// A store's manifest.

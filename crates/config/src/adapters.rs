@@ -41,12 +41,16 @@ impl AdapterSettings {
     }
 
     /// How the manager is to treat it: `weight`, `breaker` (false, true, or an object with any of `consecutive`, `ratio`,
-    /// `window`, `at_least`, `patience`, `cool_down`, `cool_down_max`) and `max_in_flight` (bytes; 0 for no limit).
+    /// `window`, `at_least`, `patience`, `cool_down`, `cool_down_max`), `max_in_flight` (bytes; 0 for no limit) and `read_only`
+    /// (never stored to).
     ///
     /// # Errors
     /// `Invalid` with the key and what it takes.
     pub fn options(&self) -> Result<AdapterOptions> {
         let mut options = AdapterOptions::from(self.weight());
+        // Directories of LMCache's are only read unless their settings say more.
+        let writable = self.0.get("writable").and_then(Value::as_bool);
+        options.stores = writable.unwrap_or(!LMCACHE.contains(&self.kind()));
         for key in OPTIONS {
             match self.0.get(key) {
                 None | Some(Value::Null) => {}
@@ -66,14 +70,20 @@ impl AdapterSettings {
 
 const OP: &str = "read adapter settings";
 
+/// The types over directories that are LMCache's.
+pub(crate) const LMCACHE: [&str; 2] = ["lmcache_fs", "lmcache_gds"];
+
 /// Keys that every adapter has and that its factory does not see.
-pub(crate) const OPTIONS: [&str; 2] = ["breaker", "max_in_flight"];
+pub(crate) const OPTIONS: [&str; 3] = ["breaker", "max_in_flight", "read_only"];
 
 fn option(options: &mut AdapterOptions, key: &str, value: &Value) -> Result<(), String> {
     match (key, value) {
         ("breaker", Value::Bool(on)) => options.breaker = on.then(BreakerOptions::default),
         ("breaker", Value::Object(keys)) => options.breaker = Some(breaker(keys)?),
         ("breaker", _) => return Err("true, false or an object is expected".into()),
+        ("read_only", Value::Bool(true)) => options.stores = false,
+        ("read_only", Value::Bool(false)) => {}
+        ("read_only", _) => return Err("true or false is expected".into()),
         _ => {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             options.limit = match ByteSize::parse_in(&text, 1).map_err(|e| e.to_string())?.0 {

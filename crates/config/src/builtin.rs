@@ -8,16 +8,22 @@ use kvstrata_l2::Adapter;
 use kvstrata_l2_fault::{FaultConfig, Injector};
 use kvstrata_l2_fs::{FsConfig, open_os};
 use kvstrata_l2_mock::{Mock, MockConfig};
+use kvstrata_lmcache_files::{FlatConfig, GdsConfig, LmcacheFs, LmcacheGds};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::adapters::AdapterSettings;
+use crate::adapters::{AdapterSettings, LMCACHE};
 use crate::registry::{AdapterFactory, BuildContext, DecoratorFactory, Registry};
 use crate::size::ByteSize;
 use crate::warning::Warning;
 
 pub(crate) fn register(registry: Registry) -> Registry {
-    registry.with(MockFactory).with(FsFactory).with_decorator(FaultFactory)
+    registry
+        .with(MockFactory)
+        .with(FsFactory)
+        .with(LmcacheFsFactory)
+        .with(LmcacheGdsFactory)
+        .with_decorator(FaultFactory)
 }
 
 /// Settings in the adapter's own type: without the `type` that chose it, under the name it is to have, if it has one.
@@ -72,6 +78,11 @@ fn sizes_in_gib(
         sizes.into_iter().flatten().try_for_each(|(_, value)| gib(map, value))?;
     }
     Ok(all.into())
+}
+
+/// The directory under `base_path`.
+fn base_path(settings: &AdapterSettings) -> Vec<PathBuf> {
+    settings.keys().get("base_path").and_then(Value::as_str).map(PathBuf::from).into_iter().collect()
 }
 
 /// Chunks in this process's memory, with a capacity and a ceiling on its bandwidth.
@@ -146,7 +157,7 @@ impl AdapterFactory for FsFactory {
     }
 
     fn paths(&self, settings: &AdapterSettings) -> Vec<PathBuf> {
-        settings.keys().get("base_path").and_then(Value::as_str).map(PathBuf::from).into_iter().collect()
+        base_path(settings)
     }
 
     fn check(&self, settings: &AdapterSettings) -> Result<Vec<Warning>> {
@@ -169,6 +180,87 @@ impl AdapterFactory for FsFactory {
         let writer = Writer { pid: std::process::id(), id: cx.run };
         let (namespaces, memory) = (cx.namespaces.clone(), cx.memory.clone());
         Ok(open_os(&config, cx.l2.clone(), writer, namespaces, memory)?.adapter())
+    }
+}
+
+/// A directory of LMCache's `fs` adapters, which is only read.
+#[derive(Debug)]
+struct LmcacheFsFactory;
+
+impl LmcacheFsFactory {
+    fn config(settings: &AdapterSettings, name: &str) -> Result<FlatConfig> {
+        let config: FlatConfig = read(settings, Some(name))?;
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+impl AdapterFactory for LmcacheFsFactory {
+    fn names(&self) -> &'static [&'static str] {
+        &LMCACHE[..1]
+    }
+
+    fn keys(&self) -> &'static [&'static str] {
+        &["base_path", "models", "num_workers", "no_atime"]
+    }
+
+    fn paths(&self, settings: &AdapterSettings) -> Vec<PathBuf> {
+        base_path(settings)
+    }
+
+    fn check(&self, settings: &AdapterSettings) -> Result<Vec<Warning>> {
+        Self::config(settings, LMCACHE[0]).map(|_| Vec::new())
+    }
+
+    fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
+        Ok(LmcacheFs::open_os(&Self::config(settings, name)?, cx.l2.clone())?.adapter())
+    }
+}
+
+/// A directory of LMCache's GDS backend.
+#[derive(Debug)]
+struct LmcacheGdsFactory;
+
+impl LmcacheGdsFactory {
+    fn config(settings: &AdapterSettings, name: &str) -> Result<GdsConfig> {
+        let config: GdsConfig = read(settings, Some(name))?;
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+impl AdapterFactory for LmcacheGdsFactory {
+    fn names(&self) -> &'static [&'static str] {
+        &LMCACHE[1..]
+    }
+
+    fn keys(&self) -> &'static [&'static str] {
+        &[
+            "base_path",
+            "writable",
+            "kv_dtype",
+            "fmt",
+            "local_world_size",
+            "weka",
+            "num_workers",
+            "no_atime",
+            "debug_checks",
+        ]
+    }
+
+    fn paths(&self, settings: &AdapterSettings) -> Vec<PathBuf> {
+        base_path(settings)
+    }
+
+    fn check(&self, settings: &AdapterSettings) -> Result<Vec<Warning>> {
+        let config = Self::config(settings, LMCACHE[1])?;
+        let origin = format!("adapter at {}", config.base_path.display());
+        let unlimited = "stores to a directory that has no limit and from which nothing is evicted";
+        Ok(config.writable.then(|| Warning::new("writable", &origin, unlimited)).into_iter().collect())
+    }
+
+    fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
+        Ok(LmcacheGds::open_os(&Self::config(settings, name)?, cx.l2.clone(), cx.run)?.adapter())
     }
 }
 

@@ -127,6 +127,7 @@ const COMMON: &[&str] = &[
     "weight",
     "breaker",
     "max_in_flight",
+    "read_only",
     "affinity_tag",
     "shared",
     "persist_enabled",
@@ -173,8 +174,8 @@ impl Registry {
         Self::default()
     }
 
-    /// The types of this version: `mock`, `fs` with its other name `fs_native`, and `fault_inject` (also `fault`) around
-    /// any other.
+    /// The types of this version: `mock`, `fs` with its other name `fs_native`, `lmcache_fs` and `lmcache_gds` over
+    /// directories of LMCache's, and `fault_inject` (also `fault`) around any other.
     pub fn builtin() -> Self {
         crate::builtin::register(Self::new())
     }
@@ -343,7 +344,7 @@ fn common(own: &[&str], name: &str, key: &str, value: &Value) -> Result<Option<W
         ("affinity_tag", _) => not_built("there is one L1 here, whose tag is \"_default\""),
         ("persist_enabled", Value::Bool(true)) => Ok(None),
         ("persist_enabled", Value::Bool(false)) => not_built(
-            "every adapter takes stores here; one that is only read from is not built in this version",
+            "what an adapter keeps stays when it is closed; deleting it then is not built in this version",
         ),
         ("persist_enabled", _) => wrong("true or false is expected"),
         ("shared", Value::Bool(_)) => {

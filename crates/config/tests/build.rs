@@ -339,3 +339,37 @@ async fn faults_go_around_any_adapter_and_are_found_above_it() {
         assert_eq!(pull(&manager, &keys).await, [None; 4], "{name}: wrong bytes are misses");
     }
 }
+
+/// A directory of LMCache's below a store: what the store does not have is loaded from there, unverified, and nothing is
+/// written to it.
+#[tokio::test]
+async fn lmcaches_files_are_read_through_and_never_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (own, theirs) = (dir.path().join("kv"), dir.path().join("lmcache"));
+    std::fs::create_dir(&theirs).unwrap();
+    let keys = keys(6);
+    for (i, key) in keys.iter().enumerate().take(4) {
+        let name = theirs.join(format!("model@0x01000100@0@{}.data", key.hash()));
+        std::fs::write(name, vec![i as u8; CHUNK]).unwrap();
+    }
+    let own = format!(r#"{{"type":"fs","base_path":{own:?}}}"#);
+    let source = format!(r#"{{"type":"lmcache_fs","base_path":{theirs:?}}}"#);
+    let pairs = [
+        ("l1-size", "1MiB"),
+        ("eviction-policy", "noop"),
+        ("l2-store-policy", "skip_l1"),
+        ("l2-adapter", own.as_str()),
+        ("l2-adapter", source.as_str()),
+    ];
+    let manager = manager(&pairs);
+    push(&manager, &keys[..1]).await;
+    let from = pull(&manager, &keys).await;
+    assert_eq!(from[4..], [None, None]);
+    assert!(from[..4].iter().all(Option::is_some), "{from:?}");
+    assert!(from[0] != from[1] && from[1] == from[3], "the store goes first: {from:?}");
+    let usage = manager.usage().adapters;
+    let checks: Vec<_> = usage.iter().map(|a| a.checks).collect();
+    assert_eq!((checks[0].verified, checks[0].written), (1, 1));
+    assert_eq!((checks[1].unverified_no_digest, checks[1].loaded, checks[1].put_failed), (3, 3, 0));
+    assert_eq!(std::fs::read_dir(&theirs).unwrap().count(), 4);
+}

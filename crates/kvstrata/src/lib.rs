@@ -37,6 +37,8 @@ pub use kvstrata_l2_fault as l2_fault;
 pub use kvstrata_l2_fs as l2_fs;
 #[cfg(feature = "l2-mock")]
 pub use kvstrata_l2_mock as l2_mock;
+#[cfg(feature = "lmcache-files")]
+pub use kvstrata_lmcache_files as lmcache_files;
 #[cfg(feature = "manager")]
 pub use kvstrata_manager as manager;
 #[cfg(feature = "mem")]

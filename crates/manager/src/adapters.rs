@@ -24,6 +24,8 @@ pub struct AdapterOptions {
     pub breaker: Option<BreakerOptions>,
     /// The bytes it may hold, and those that may wait for it.
     pub limit: InFlight,
+    /// Whether it is stored to. One that is not is only loaded from.
+    pub stores: bool,
 }
 
 /// A limit on the bytes in flight to and from an adapter.
@@ -40,7 +42,7 @@ pub enum InFlight {
 
 impl Default for AdapterOptions {
     fn default() -> Self {
-        Self { weight: 1, breaker: Some(BreakerOptions::default()), limit: InFlight::Fitting }
+        Self { weight: 1, breaker: Some(BreakerOptions::default()), limit: InFlight::Fitting, stores: true }
     }
 }
 
@@ -114,7 +116,7 @@ impl Manager {
     pub fn add_adapter(&self, adapter: Adapter, options: impl Into<AdapterOptions>) -> Result<L2Id> {
         const OP: &str = "add adapter";
         let options = options.into();
-        let weight = options.weight;
+        let (weight, stores) = (options.weight, options.stores);
         let name = adapter.store.desc().name.clone();
         let id = L2Id(self.0.next_tier.fetch_add(1, Ordering::Relaxed) as u32);
         // Whoever sees the tier sees its adapter.
@@ -135,7 +137,16 @@ impl Manager {
                 let e = Error::invalid(OP, "an adapter of this name is there already");
                 return Err(e.with("name", &name));
             }
-            m.tiers.push(Tier { id, name, weight, draining: false, in_flight: 0, pace: None, breaker });
+            m.tiers.push(Tier {
+                id,
+                name,
+                weight,
+                stores,
+                draining: false,
+                in_flight: 0,
+                pace: None,
+                breaker,
+            });
             Ok(())
         })?;
         adapters.push(attached);

@@ -34,6 +34,8 @@ pub(crate) struct Tier {
     pub(crate) id: L2Id,
     pub(crate) name: String,
     pub(crate) weight: u32,
+    /// Whether it is stored to.
+    pub(crate) stores: bool,
     /// Leaving: no new stores or loads.
     pub(crate) draining: bool,
     /// Keys of stores in flight, and of those that are being undone.

@@ -52,7 +52,7 @@ impl Eq for Retry {}
 impl Machine {
     /// Sends freshly committed chunks to their targets.
     pub(crate) fn start_stores(&mut self, handles: &[Handle], affinity: Affinity) {
-        if self.tiers.iter().any(|t| !t.draining) {
+        if self.tiers.iter().any(|t| t.stores && !t.draining) {
             self.offer(handles, affinity);
         }
         for handle in handles {
@@ -70,7 +70,7 @@ impl Machine {
         let views: Vec<TierView<'_>> = self
             .tiers
             .iter()
-            .filter(|t| t.serves())
+            .filter(|t| t.stores && t.serves())
             .map(|t| TierView {
                 id: t.id,
                 name: &t.name,
@@ -81,7 +81,7 @@ impl Machine {
                 load_time: None,
             })
             .collect();
-        let resting = self.tiers.iter().filter(|t| !t.draining).count() - views.len();
+        let resting = self.tiers.iter().filter(|t| t.stores && !t.draining).count() - views.len();
         self.stats.store_skipped += (resting * keys.len()) as u64;
         let mut targets = Vec::new();
         if self.store_policy.call(|p| p.targets(&keys, &views, &mut targets)).is_none() {

@@ -140,6 +140,7 @@ impl Tier {
             weight,
             breaker: (self.plan.breaker > 0).then_some(breaker),
             limit: if self.plan.limit > 0 { InFlight::Of(limit) } else { InFlight::Unlimited },
+            stores: true,
         }
     }
 

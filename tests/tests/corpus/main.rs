@@ -160,6 +160,7 @@ decoders! {
     config_file: 10_000,
     config_flags: 10_000,
     adapter: 10_000,
+    lmcache: 20_000,
 }
 
 /// How the corpus came about: what the encoders write, a few settings by hand, and a few mutations of each. It adds what

@@ -17,6 +17,7 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "config_file" => texts(&FILES),
         "config_flags" => texts(&FLAGS),
         "adapter" => texts(&ADAPTERS),
+        "lmcache" => texts(&LMCACHE),
         other => panic!("no target {other}"),
     }
 }
@@ -120,4 +121,17 @@ const ADAPTERS: [&str; 4] = [
     "{\"type\":\"fs\",\"base_path\":\"/tmp/kv\",\"max_capacity_gb\":10,\"num_workers\":4,\"use_odirect\":true,\"eviction_policy\":\"LRU\"}",
     "{\"type\":\"fault_inject\",\"inner\":{\"type\":\"mock\",\"max_size_gb\":1,\"mock_bandwidth_gb\":1},\"rate\":0.5,\"seed\":7}",
     "{\"type\":\"fs\",\"base_path\":\"/tmp/kv\",\"quotas\":{\"a\":\"512MiB\"},\"default_quota_gb\":\"1GiB\",\"eviction_policy\":\"IsolatedLRU\",\"max_capacity_gb\":4}",
+];
+
+/// Names of both versions, places of number and byte hashes, and a header.
+const LMCACHE: [&str; 9] = [
+    "org-SEP-model@0x08050805@b@abababababababababababababababababababababababababababababababab@tenant.data",
+    "m@0x01000100@0@abab.data",
+    "m@0x01000100@abababababababab@cdcd.data",
+    "12/34/meta-llama%2FLlama-3.1-8B%408%405%40ab54a98ceb1f0ad2%40bfloat16.kvcache.safetensors",
+    "-5/m%401%400%40-5%40half.weka1",
+    "b'/zq/m%401%400%407a71207265737400ff%40fp8_e5m2%4031.weka1",
+    r#"{"kvcache": {"dtype": "BF16", "shape": [2, 32, 256, 1024], "data_offsets": [0, 33554432], "fmt": 1, "__metadata__": {"lmcache_version": "1"}}}"#,
+    r#"{"kvcache": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1], "fmt": 8, "__metadata__": {"lmcache_version": "1", "kvstrata_digest": "00000000000000ff"}}}"#,
+    r#"{"kvcache": {"dtype": "F8E5M2", "shape": [1, 2, 3, 4, 5, 6, 7, 8], "data_offsets": [0, 40320], "fmt": 0, "__metadata__": {"lmcache_version": "1", "x": [1]}}}"#,
 ];

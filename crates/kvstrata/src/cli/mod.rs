@@ -4,6 +4,7 @@ mod bench;
 mod doctor;
 mod flags;
 mod fsck;
+mod import;
 mod ls;
 mod plot;
 mod replay;
@@ -39,6 +40,7 @@ enum Command {
     Trace(trace::TraceArgs),
     Ls(ls::LsArgs),
     Fsck(fsck::FsckArgs),
+    Import(import::ImportArgs),
     Doctor(doctor::DoctorArgs),
     /// Measure a part of the cache
     #[command(subcommand)]
@@ -67,6 +69,7 @@ pub(crate) fn main() -> ExitCode {
             Command::Trace(args) => trace::run(&args),
             Command::Ls(args) => ls::run(args),
             Command::Fsck(args) => fsck::run(args),
+            Command::Import(args) => import::run(args).await,
             Command::Doctor(args) => doctor::run(args),
             Command::Bench(command) => bench::run(command).await,
             Command::Config(command) => show::run(command),
