@@ -39,11 +39,13 @@
 //! library that cudarc opens, and those that older drivers lack are optional.
 
 mod api;
+mod blocking;
 mod copy;
 mod device;
 mod error;
 mod event;
 pub mod ipc;
+pub mod measure;
 mod region;
 mod registered;
 mod stream;

@@ -23,6 +23,8 @@ pub use kvstrata_core as core;
 pub use kvstrata_admin as admin;
 #[cfg(feature = "config")]
 pub use kvstrata_config as config;
+#[cfg(feature = "cuda")]
+pub use kvstrata_cuda as cuda;
 #[cfg(feature = "disk")]
 pub use kvstrata_disk as disk;
 #[cfg(feature = "evict")]

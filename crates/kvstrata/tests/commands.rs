@@ -420,6 +420,26 @@ fn subcommands(help: &str) -> Vec<String> {
 }
 
 #[test]
+fn bench_gpu_checks_what_it_is_given_and_says_what_is_missing() {
+    let dir = scratch();
+    let nowhere = dir.path().join("nowhere");
+    for wrong in [
+        &["--path", text(&nowhere)][..],
+        &["--path", text(dir.path()), "--in-flight", "0"],
+        &["--path", text(dir.path()), "--settings", "[]"],
+        &["--path", text(dir.path()), "--settings", "{"],
+    ] {
+        run(2, &[&["bench", "gpu"], wrong].concat());
+    }
+    // Where there is a GPU, `cargo xtask test-gpu` looks further.
+    if kvstrata_cuda::Cuda::open().is_err() {
+        let (_, said) = run(1, &["bench", "gpu", "--path", text(dir.path())]);
+        assert!(said.contains("CUDA"), "{said}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was made");
+    }
+}
+
+#[test]
 fn every_help_has_an_example() {
     let mut left = vec![Vec::new()];
     let mut leaves = Vec::new();
@@ -433,7 +453,7 @@ fn every_help_has_an_example() {
         }
         left.extend(below.into_iter().map(|name| [&path[..], &[name]].concat()));
     }
-    for expected in ["replay", "trace", "ls", "fsck", "doctor", "bench l2", "config show"] {
+    for expected in ["replay", "trace", "ls", "fsck", "doctor", "bench l2", "bench gpu", "config show"] {
         assert!(leaves.iter().any(|l| l == expected), "{expected} in {leaves:?}");
     }
 }

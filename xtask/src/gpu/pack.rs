@@ -77,8 +77,8 @@ fn pack(workspace: &Workspace, folder: &Path, profile: &str, command: bool) -> R
     copy(&workspace.root.join(RUNNER), &folder.join("run.sh"))?;
     if command {
         let arguments = ["build", "--profile", profile, "--package", "kvstrata", "--bin", "kvstrata"];
+        std::fs::create_dir_all(folder.join("bin"))?;
         for built in build(workspace, &arguments, "kvstrata")? {
-            std::fs::create_dir_all(folder.join("bin"))?;
             copy(&built.executable, &folder.join("bin").join(&built.package))?;
         }
     }

@@ -1,6 +1,7 @@
 //! `kvstrata bench l2`: one adapter's stores, lookups, loads and deletes, with plain calls beside them.
 
 mod figures;
+mod gpu;
 mod plain;
 
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ use super::report::{self, Progress};
 #[derive(Subcommand, Debug)]
 pub(crate) enum BenchCommand {
     L2(L2Args),
+    Gpu(gpu::GpuArgs),
 }
 
 /// Measure one adapter, with plain file calls beside it
@@ -99,7 +101,14 @@ struct Bench {
     stop: Arc<AtomicBool>,
 }
 
-pub(crate) async fn run(BenchCommand::L2(args): BenchCommand) -> Result<bool> {
+pub(crate) async fn run(command: BenchCommand) -> Result<bool> {
+    match command {
+        BenchCommand::L2(args) => run_l2(args).await,
+        BenchCommand::Gpu(args) => gpu::run(args).await,
+    }
+}
+
+async fn run_l2(args: L2Args) -> Result<bool> {
     let (name, settings) = the_adapter(&args.l2_adapter)?;
     if args.size.0 == 0 {
         return Err(Error::invalid("bench", "an object has at least one byte").with("--size", 0).into());
