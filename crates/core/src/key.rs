@@ -234,6 +234,12 @@ impl ObjectKey {
         Self { scope: Arc::clone(scope), hash, fingerprint }
     }
 
+    /// As [`Self::new`], with the fingerprint that an earlier [`Self::fingerprint256`] gave and somebody kept. It is believed:
+    /// only for what a checksum of the keeper's own vouches for.
+    pub fn with_fingerprint(scope: &Arc<KeyScope>, hash: ChunkHash, fingerprint: [u8; 32]) -> Self {
+        Self { scope: Arc::clone(scope), hash, fingerprint }
+    }
+
     /// Model, shard, group and salt.
     pub fn scope(&self) -> &Arc<KeyScope> {
         &self.scope

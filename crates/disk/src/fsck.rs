@@ -318,7 +318,7 @@ fn repair<D: Disk>(
             disk.rename_new(&path, &aside(&path, "manifest", done)).map_err(failed(&path))?;
         }
         let store_id = u128::from(options.writer.id) << 64 | u128::from(options.writer.pid);
-        let manifest = Manifest { store_id, namespaces: Vec::new(), tmp: options.tmp.clone() };
+        let manifest = Manifest { store_id, namespaces: Vec::new(), tmp: options.tmp.clone(), segment: None };
         manifest.write(disk, root, &tmp.join(temp_name(options.writer.pid, options.writer.id, done)))?;
         done += 1;
     }

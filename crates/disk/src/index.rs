@@ -1,6 +1,8 @@
 //! What is in the store, and how many bytes it takes: no I/O in here.
 
+mod extents;
 mod room;
+mod slab;
 mod tenants;
 
 use std::collections::{HashMap, VecDeque};
@@ -13,6 +15,7 @@ use kvstrata_l2::{Found, Tenants};
 
 use room::weight;
 pub(crate) use room::{Asker, Room, Victim};
+pub(crate) use slab::Leaving;
 
 /// Fingerprints are uniform already: their low half is the hash.
 #[derive(Default)]
@@ -32,13 +35,12 @@ impl Hasher for Uniform {
 
 type ByPrint<T> = hashbrown::HashMap<u128, T, BuildHasherDefault<Uniform>>;
 
-/// Where an object lies. There is one path, and a file has no place of its own; both numbers are in the snapshot's format
-/// for stores over many paths and for extents of segments.
+/// Where an object lies. There is one path; the number is in the formats for stores over several devices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Place {
     /// The path's number.
     pub path: u16,
-    /// Where on it; 0 for an object with a file of its own.
+    /// Where on it: the place of its extent, or 0 for an object with a file of its own.
     pub at: u64,
 }
 
@@ -95,6 +97,10 @@ pub(crate) struct Index<W> {
     overhead: u64,
     capacity: Option<u64>,
     pub(crate) evicted: u64,
+    /// Of a store of segments: its places, how many are taken, and how many there may be.
+    extents: Option<extents::Extents>,
+    placed: u64,
+    most: u64,
 }
 
 impl<W> Index<W> {
@@ -121,6 +127,9 @@ impl<W> Index<W> {
             overhead: 0,
             capacity,
             evicted: 0,
+            extents: None,
+            placed: 0,
+            most: u64::MAX,
         }
     }
 
@@ -267,7 +276,7 @@ impl<W> Index<W> {
     /// Adds what recovery found; its bytes count.
     pub(crate) fn recovered(&mut self, object: Object) {
         if let Some(slot) = self.slot_of(&object.key) {
-            self.detach(slot, Removal::Deleted);
+            self.used -= self.detach(slot, Removal::Deleted).charge;
         }
         self.used += object.charge;
         let print = object.key.fingerprint();

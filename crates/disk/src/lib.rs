@@ -16,6 +16,7 @@
 //! let disk = Arc::new(OsDisk::new(OsOptions::default())?);
 //! let store = Store::open(Arc::clone(&disk), Settings {
 //!     root: dir.path().join("kv"),
+//!     layout: None,
 //!     tmp: None,
 //!     capacity: Some(1 << 20),
 //!     policy: kvstrata_evict::by_name("LRU")?,
@@ -58,6 +59,7 @@ mod open;
 mod put;
 mod recover;
 mod settings;
+mod slab;
 mod snapshot;
 mod store;
 
@@ -67,8 +69,10 @@ pub use index::Place;
 pub use listing::list;
 pub use load::{Fault as LoadFault, Opened, Pin};
 pub use manifest::Manifest;
+pub use open::choose_layout;
 pub use put::{Begin, Claim, Created};
-pub use settings::{Durability, Quotas, Settings, StoreStats, Wanted, Writer};
+pub use settings::{Durability, Quotas, Settings, StoreLayout, StoreStats, Wanted, Writer};
+pub use slab::Placed;
 #[doc(hidden)]
 pub use snapshot::rewrite_index;
 pub use store::{Hold, NewObject, Store};

@@ -10,7 +10,8 @@ use kvstrata_io::{Disk, Open};
 use kvstrata_l2::{Found, Miss};
 
 use crate::HEADER_BYTES;
-use crate::names::object_path;
+use crate::index::Place;
+use crate::names::{object_name, object_path};
 use crate::settings::count;
 use crate::store::{Hold, Store, access, read_header};
 
@@ -26,10 +27,11 @@ pub enum Fault {
 /// An object that is being loaded: it is not evicted, and its slot is not reused, until this is dropped.
 #[derive(Debug)]
 pub struct Pin<D: Disk> {
-    store: Arc<Store<D>>,
+    pub(crate) store: Arc<Store<D>>,
     slot: Option<u32>,
     key: ObjectKey,
-    found: Found,
+    pub(crate) found: Found,
+    pub(crate) place: Place,
     charge: u64,
 }
 
@@ -42,7 +44,7 @@ pub struct Opened<D: Disk> {
     pub offset: u64,
     /// Whether it bypasses the page cache: then the transfer is a multiple of 4096 bytes long.
     pub direct: bool,
-    no_atime: bool,
+    pub(crate) no_atime: bool,
 }
 
 impl<D: Disk> Store<D> {
@@ -63,15 +65,15 @@ impl<D: Disk> Store<D> {
             for (at, (key, layout)) in wanted.iter().enumerate().rev() {
                 let cx = access(request, at, wanted.len());
                 let Some((slot, object)) = index.find(key) else { continue };
-                let (found, charge) = (object.found, object.charge);
+                let (found, place, charge) = (object.found, object.place, object.charge);
                 if found.layout.is_some_and(|stored| stored != *layout) {
                     out[at] = Err(Miss::Layout);
                     continue;
                 }
                 index.touch(slot, &cx);
                 index.pin(slot);
-                out[at] =
-                    Ok(Pin { store: Arc::clone(self), slot: Some(slot), key: key.clone(), found, charge });
+                let store = Arc::clone(self);
+                out[at] = Ok(Pin { store, slot: Some(slot), key: key.clone(), found, place, charge });
             }
         }
         out.iter().filter_map(|o| o.as_ref().err()).for_each(|m| self.missed(*m));
@@ -99,6 +101,9 @@ impl<D: Disk> Pin<D> {
 
     /// Where it lies.
     pub fn path(&self) -> PathBuf {
+        if let Some(slab) = &self.store.slab {
+            return slab.segments.path(slab.geometry.locate(self.place.at).0);
+        }
         object_path(&self.store.root, self.key.fingerprint256())
     }
 
@@ -111,6 +116,19 @@ impl<D: Disk> Pin<D> {
         let modes = &self.store.modes;
         let path = self.path();
         let opened = loop {
+            if let Some(slab) = &self.store.slab {
+                let (segment, within) = slab.geometry.locate(self.place.at);
+                match slab.segments.open(&*self.store.disk, segment, false, modes) {
+                    Ok((file, direct)) => {
+                        let (offset, no_atime) = (within + HEADER_BYTES, modes.no_atime.on());
+                        break Opened { file, offset, direct, no_atime };
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                        return Err(self.miss(Miss::Absent, "the segment is gone"));
+                    }
+                    Err(e) => return Err(self.failed(e)),
+                }
+            }
             let (direct, no_atime) = (modes.direct_read.on(), modes.no_atime.on());
             match self.store.disk.open(&path, Open { direct, no_atime, ..Open::default() }) {
                 Ok(file) => break Opened { file: Arc::new(file), offset: HEADER_BYTES, direct, no_atime },
@@ -133,7 +151,7 @@ impl<D: Disk> Pin<D> {
     }
 
     fn check_header(&mut self, opened: &Opened<D>) -> Result<(), Fault> {
-        let header = match read_header(&*self.store.disk, &opened.file) {
+        let header = match read_header(&*self.store.disk, &opened.file, opened.offset - HEADER_BYTES) {
             Ok(Ok(header)) => header,
             Ok(Err(fault)) => return Err(self.miss(Miss::Header, &fault.to_string())),
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
@@ -198,8 +216,17 @@ impl<D: Disk> Pin<D> {
                 // It was replaced or removed; what was seen says nothing about what is there now.
                 miss = Miss::Stale;
             } else if index.hold(print) {
-                index.detach(slot, Removal::Deleted);
-                held = true;
+                if self.store.slab.is_some() {
+                    let gone = index.vacate(slot, Removal::Deleted);
+                    index.pass_on(print);
+                    drop(index);
+                    tracing::warn!(object = %object_name(self.key.fingerprint256()), reason = miss.name(), "bad object forgotten: {what}");
+                    count(&self.store.counts.deleted);
+                    self.store.forget(gone);
+                } else {
+                    index.detach(slot, Removal::Deleted);
+                    held = true;
+                }
             }
             // Else somebody writes or removes this key just now and will find it bad, or the next load does.
         }

@@ -6,12 +6,11 @@ use kvstrata_core::{DType, Error, ErrorKind, Layout, Namespace, ObjectKey, Resul
 use kvstrata_io::{Disk, Open};
 use serde::{Deserialize, Serialize};
 
-use crate::FORMAT_VERSION;
+use crate::slab::geometry::UNIT;
+use crate::{FORMAT_VERSION, StoreLayout};
 use crate::names::{MANIFEST, is_below};
 
 const FORMAT: &str = "kvstrata";
-/// The layout with one file per object.
-const LAYOUT: &str = "file-per-object";
 const KEY_HASH: &str = "blake3-256";
 const DIGEST: &str = "crc64nvme-bound";
 /// A manifest holds descriptions of models, not data.
@@ -27,6 +26,8 @@ pub struct Manifest {
     /// Where files are written before they are published, relative to the root, if that is not `tmp`: whoever opens the
     /// store with another directory knows where to look for what was left unfinished.
     pub tmp: Option<PathBuf>,
+    /// Of a store of segments, the length of one in bytes: places are reckoned with it.
+    pub segment: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -47,6 +48,8 @@ struct OnDisk {
     namespaces: Vec<NamespaceOnDisk>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tmp: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    segment_bytes: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -68,7 +71,7 @@ struct TensorOnDisk {
 
 const OP: &str = "read manifest";
 
-fn differs(field: &'static str, stored: &str, wanted: &str) -> Error {
+pub(crate) fn differs(field: &'static str, stored: &str, wanted: &str) -> Error {
     Error::new(ErrorKind::Mismatch, "open store", "the store was written with other settings")
         .with("field", field)
         .with("stored", stored)
@@ -80,17 +83,23 @@ fn corrupt(what: impl Into<String>) -> Error {
 }
 
 impl Manifest {
+    /// How the store's objects lie in files.
+    pub fn layout(&self) -> StoreLayout {
+        if self.segment.is_some() { StoreLayout::Slab } else { StoreLayout::Files }
+    }
+
     /// The manifest's bytes: JSON, indented, so that a person can read it.
     pub fn encode(&self) -> Vec<u8> {
         let on_disk = OnDisk {
             format: FORMAT.into(),
             version: FORMAT_VERSION,
             store_id: format!("{:032x}", self.store_id),
-            layout: LAYOUT.into(),
+            layout: self.layout().name().into(),
             key_hash: KEY_HASH.into(),
             digest: DIGEST.into(),
             namespaces: self.namespaces.iter().map(NamespaceOnDisk::from).collect(),
             tmp: self.tmp.clone(),
+            segment_bytes: self.segment,
         };
         let mut bytes = serde_json::to_vec_pretty(&on_disk).expect("strings and numbers");
         bytes.push(b'\n');
@@ -111,7 +120,15 @@ impl Manifest {
         same("format", &version.format, FORMAT)?;
         same("version", &version.version.to_string(), &FORMAT_VERSION.to_string())?;
         let m: OnDisk = serde_json::from_slice(bytes).map_err(json)?;
-        same("layout", &m.layout, LAYOUT)?;
+        match m.segment_bytes {
+            None => same("layout", &m.layout, StoreLayout::Files.name())?,
+            Some(bytes) => {
+                same("layout", &m.layout, StoreLayout::Slab.name())?;
+                if bytes % UNIT != 0 || !(1 << 20..=1 << 40).contains(&bytes) {
+                    return Err(corrupt("segment_bytes is not a length of segments").with("segment_bytes", bytes));
+                }
+            }
+        }
         same("key_hash", &m.key_hash, KEY_HASH)?;
         same("digest", &m.digest, DIGEST)?;
         let store_id = u128::from_str_radix(&m.store_id, 16)
@@ -126,7 +143,7 @@ impl Manifest {
         if let Some(tmp) = m.tmp.as_ref().filter(|tmp| !is_below(tmp)) {
             return Err(corrupt("tmp is no directory below the store's").with("tmp", tmp.display()));
         }
-        Ok(Self { store_id, namespaces, tmp: m.tmp })
+        Ok(Self { store_id, namespaces, tmp: m.tmp, segment: m.segment_bytes })
     }
 
     /// Adds a description; whether it is new.
@@ -257,8 +274,12 @@ mod tests {
 
     #[test]
     fn the_format_is_frozen() {
-        let m = Manifest { store_id: 0xfeed, namespaces: vec![namespace()], tmp: None };
+        let m = Manifest { store_id: 0xfeed, namespaces: vec![namespace()], tmp: None, segment: None };
         let golden = include_bytes!("../tests/golden/manifest-v1.json");
+        assert_eq!(String::from_utf8(m.encode()).unwrap(), String::from_utf8(golden.to_vec()).unwrap());
+        assert_eq!(Manifest::decode(golden).unwrap(), m);
+        let m = Manifest { segment: Some(1 << 30), ..m };
+        let golden = include_bytes!("../tests/golden/manifest-slab-v1.json");
         assert_eq!(String::from_utf8(m.encode()).unwrap(), String::from_utf8(golden.to_vec()).unwrap());
         assert_eq!(Manifest::decode(golden).unwrap(), m);
     }
@@ -272,7 +293,8 @@ mod tests {
             e.context().next().unwrap().1.to_owned()
         };
         assert_eq!(field("\"version\": 1", "\"version\": 2"), "version");
-        assert_eq!(field("file-per-object", "slab"), "layout");
+        assert_eq!(field("file-per-object", "slab"), "layout", "which says how long its segments are");
+        assert_eq!(field("\"namespaces\"", "\"segment_bytes\": 1073741824, \"namespaces\""), "layout");
         assert_eq!(field("blake3-256", "sha256"), "key_hash");
         assert_eq!(field("\"kvstrata\"", "\"other\""), "format");
         let elsewhere = golden.replacen("\"namespaces\"", "\"tmp\": \"../t\", \"namespaces\"", 1);
@@ -290,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_model_has_one_description() {
-        let mut m = Manifest { store_id: 1, namespaces: vec![], tmp: None };
+        let mut m = Manifest { store_id: 1, namespaces: vec![], tmp: None, segment: None };
         assert!(m.add(&namespace()).unwrap());
         assert!(!m.add(&namespace()).unwrap());
         let e = m.add(&Namespace { chunk_tokens: 16, ..namespace() }).unwrap_err();

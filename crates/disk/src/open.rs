@@ -6,17 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use kvstrata_core::{Error, ErrorKind, Namespace, Result, Retry};
-use kvstrata_io::{DirEntry, Disk, FileKind, Open};
+use kvstrata_io::{DirEntry, Disk, FileKind, Open, Space};
 use parking_lot::Mutex;
 
 use crate::fanout::Fanout;
 use crate::index::Index;
+use crate::manifest::differs;
 use crate::modes::Modes;
 use crate::names::{LOCK, MANIFEST, QUARANTINE, TMP, is_below, is_lmcache_fs_name, parse_fan, temp_name};
 use crate::recover::orphans;
 use crate::settings::Counts;
+use crate::slab::{self, Geometry, Slab};
 use crate::store::Store;
-use crate::{Manifest, Quotas, Settings, Writer};
+use crate::{Manifest, Quotas, Settings, StoreLayout, Writer};
 
 const OP: &str = "open store";
 /// What a store needs before it holds anything: its manifest, its directories, one object.
@@ -47,10 +49,22 @@ impl<D: Disk> Store<D> {
         promise(&mut index, &settings.quotas)?;
         let keeps_quotas = index.keeps_quotas();
         let before = look(&*disk, &settings.root)?;
-        let relative = settings.tmp.filter(|tmp| tmp != Path::new(TMP));
+        let layout = layout_of(&*disk, &settings.root, before.manifest.as_ref(), settings.layout, settings.capacity)?;
+        let segments = layout == StoreLayout::Slab;
+        // Nothing is written beside a store of segments but what describes it.
+        let tmp = if segments { settings.root.join(slab::DIR) } else { tmp };
+        let relative = settings.tmp.filter(|tmp| !segments && tmp != Path::new(TMP));
         let describe = |found: Option<Manifest>| describe(found, settings.writer, &settings.namespaces);
         describe(before.manifest.clone()).map_err(|e| e.with("path", settings.root.display()))?;
         let block = check_space(&*disk, &settings.root, settings.capacity, before.manifest.is_none())?;
+        let geometry = if segments {
+            let capacity = settings.capacity.ok_or_else(|| {
+                invalid("capacity", "none", "the slab layout needs a limit on bytes; `files` does without")
+            })?;
+            Some(Geometry::plan(capacity, block, before.manifest.as_ref().and_then(|m| m.segment))?)
+        } else {
+            None
+        };
 
         let root_io = |e: io::Error, at: &Path| Error::io(OP, e).with("base_path", at.display());
         disk.create_dir_all(&settings.root).map_err(|e| root_io(e, &settings.root))?;
@@ -73,8 +87,16 @@ impl<D: Disk> Store<D> {
         let fresh = found.is_none();
         let (mut manifest, mut changed) =
             describe(found).map_err(|e| e.with("path", settings.root.display()))?;
+        if fresh {
+            manifest.segment = geometry.map(|g| g.segment);
+        } else if manifest.segment != geometry.map(|g| g.segment) {
+            return Err(Error::new(ErrorKind::Busy, OP, "somebody else made the store just now"));
+        }
+        if let Some(g) = geometry {
+            fits(&manifest, &g)?;
+        }
         let quarantine = settings.root.join(QUARANTINE);
-        for dir in [&tmp, &quarantine] {
+        for dir in [&tmp, &quarantine].into_iter().take(if segments { 1 } else { 2 }) {
             if disk.metadata(dir).is_err() {
                 disk.create_dir_all(dir).map_err(|e| root_io(e, dir))?;
                 made.paths.push((dir.clone(), FileKind::Dir));
@@ -86,7 +108,7 @@ impl<D: Disk> Store<D> {
         probe(&*disk, &modes, &temp(0), &settings.root, fresh)?;
         modes.require(settings.direct, settings.no_atime)?;
         serial.store(2, std::sync::atomic::Ordering::Relaxed);
-        if manifest.tmp != relative {
+        if !segments && manifest.tmp != relative {
             let former = manifest.tmp.as_deref().unwrap_or(Path::new(TMP));
             tidy(&*disk, &settings.root.join(former));
             manifest.tmp = relative;
@@ -99,13 +121,20 @@ impl<D: Disk> Store<D> {
 
         let costs = disk.metadata(&tmp).map_err(|e| root_io(e, &tmp))?.allocated > 0;
         let keep = settings.capacity.map_or(u64::MAX, |c| c / 64);
-        for fixed in
-            [&settings.root, &tmp, &quarantine, &settings.root.join(LOCK), &settings.root.join(MANIFEST)]
-        {
-            index.overhead_grown(disk.metadata(fixed).map_err(|e| root_io(e, fixed))?.allocated as i64);
+        if let Some(g) = geometry {
+            index.overhead_grown((g.capacity - g.data) as i64);
+            index.with_segments(g.segment, g.objects());
+        } else {
+            for fixed in
+                [&settings.root, &tmp, &quarantine, &settings.root.join(LOCK), &settings.root.join(MANIFEST)]
+            {
+                index.overhead_grown(disk.metadata(fixed).map_err(|e| root_io(e, fixed))?.allocated as i64);
+            }
         }
+        let slab = geometry.map(|g| Slab::new(g, &settings.root, manifest.store_id)).transpose()?;
         let store = Arc::new(Self {
             fanout: Fanout::new(settings.root.clone(), costs, keep),
+            slab,
             disk: Arc::clone(&disk),
             root: settings.root,
             tmp,
@@ -205,17 +234,27 @@ fn look<D: Disk>(disk: &D, root: &Path) -> Result<Before> {
             .with("base_path", root.display())
             .with("found", e.name.display()));
         }
+        if entries.iter().any(|e| e.name == slab::DIR && e.kind == FileKind::Dir)
+            && disk.metadata(&root.join(slab::DIR).join(slab::segment_name(0))).is_ok()
+        {
+            return Err(Error::new(
+                ErrorKind::Mismatch,
+                OP,
+                "the directory looks like a store of segments, but has no manifest; `kvstrata fsck --repair PATH` makes a \
+                 new one",
+            )
+            .with("base_path", root.display()));
+        }
     }
     Ok(Before { entries: Some(entries), manifest })
 }
 
-/// Checks the capacity against the file system; returns the block size to account with.
-fn check_space<D: Disk>(disk: &D, root: &Path, capacity: Option<u64>, new: bool) -> Result<u64> {
-    // The root may not exist yet: what holds its nearest existing parent will hold it.
+/// The file system of a root. It may not exist yet: what holds its nearest existing parent will hold it.
+fn space_of<D: Disk>(disk: &D, root: &Path) -> Result<Space> {
     let mut at = root;
-    let space = loop {
+    loop {
         match disk.space(at) {
-            Ok(space) => break space,
+            Ok(space) => return Ok(space),
             Err(e) if e.kind() == io::ErrorKind::NotFound => match at.parent() {
                 Some(parent) if parent.as_os_str().is_empty() => at = Path::new("."),
                 Some(parent) => at = parent,
@@ -223,7 +262,66 @@ fn check_space<D: Disk>(disk: &D, root: &Path, capacity: Option<u64>, new: bool)
             },
             Err(e) => return Err(Error::io(OP, e).with("base_path", root.display())),
         }
+    }
+}
+
+/// The layout that a new store in this directory gets unless it is told, and why.
+///
+/// # Errors
+/// What the disk says of the file system.
+pub fn choose_layout<D: Disk>(disk: &D, root: &Path, capacity: Option<u64>) -> Result<(StoreLayout, String)> {
+    /// Below that, what describes the objects takes a large part of a store of segments.
+    const WORTH_IT: u64 = 16 << 20;
+    let Some(capacity) = capacity else {
+        return Ok((StoreLayout::Files, "there is no limit on bytes".into()));
     };
+    if capacity < WORTH_IT {
+        return Ok((StoreLayout::Files, format!("the limit is below {} MiB", WORTH_IT >> 20)));
+    }
+    let fs = space_of(disk, root)?.fs;
+    Ok(if fs.is_shared() {
+        (StoreLayout::Files, format!("other machines may write here too: the file system is {fs}"))
+    } else {
+        (StoreLayout::Slab, format!("there is a limit on bytes, and the file system ({fs}) is this machine's own"))
+    })
+}
+
+/// The layout of the store that is there or to be.
+fn layout_of<D: Disk>(
+    disk: &D,
+    root: &Path,
+    there: Option<&Manifest>,
+    asked: Option<StoreLayout>,
+    capacity: Option<u64>,
+) -> Result<StoreLayout> {
+    match (there.map(Manifest::layout), asked) {
+        (Some(stored), Some(wanted)) if stored != wanted => {
+            Err(differs("layout", stored.name(), wanted.name()).with("path", root.display()))
+        }
+        (Some(layout), _) | (None, Some(layout)) => Ok(layout),
+        (None, None) => {
+            let (layout, why) = choose_layout(disk, root, capacity)?;
+            tracing::info!(root = %root.display(), layout = layout.name(), "a new store: {why}");
+            Ok(layout)
+        }
+    }
+}
+
+/// Whether there is room for what a store of segments says of itself.
+pub(crate) fn fits(manifest: &Manifest, g: &Geometry) -> Result<()> {
+    let bytes = manifest.encode().len() as u64;
+    if bytes <= g.manifest {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::NoSpace, OP, "a store of this size has no room for so many descriptions of models")
+        .with("namespaces", manifest.namespaces.len())
+        .with("manifest_bytes", bytes)
+        .with("room", g.manifest))
+}
+
+/// Checks the capacity against the file system; returns the block size to account with.
+fn check_space<D: Disk>(disk: &D, root: &Path, capacity: Option<u64>, new: bool) -> Result<u64> {
+    let space = space_of(disk, root)?;
     if let Some(capacity) = capacity {
         if capacity < LEAST {
             return Err(invalid("capacity", capacity, "the capacity in bytes is at least 65536, or none"));
@@ -251,6 +349,7 @@ fn describe(found: Option<Manifest>, writer: Writer, namespaces: &[Namespace]) -
         store_id: u128::from(writer.id) << 64 | u128::from(writer.pid),
         namespaces: Vec::new(),
         tmp: None,
+        segment: None,
     });
     for namespace in namespaces {
         changed |= manifest.add(namespace)?;

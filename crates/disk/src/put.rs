@@ -36,15 +36,17 @@ pub enum Begin<D: Disk> {
 #[derive(Debug)]
 pub struct Claim<D: Disk> {
     hold: Hold<D>,
-    object: NewObject,
+    pub(crate) object: NewObject,
     /// The object that this one replaces, pinned.
-    old: Option<u32>,
-    slot: Option<u32>,
-    generation: u64,
+    pub(crate) old: Option<u32>,
+    pub(crate) slot: Option<u32>,
+    pub(crate) generation: u64,
     namespace: u32,
-    charge: u64,
+    pub(crate) charge: u64,
     reserved: u64,
     temp: Option<PathBuf>,
+    /// Where it is being written, in a store of segments.
+    pub(crate) place: Option<u64>,
 }
 
 /// The place of an object that is being written, its header written.
@@ -171,14 +173,25 @@ impl<D: Disk> Hold<D> {
 impl<D: Disk> Claim<D> {
     fn new(hold: Hold<D>, object: NewObject, namespace: u32, old: Option<u32>, slot: u32) -> Self {
         let (generation, charge) = (hold.store.generation(), hold.store.charge(object.len));
-        Self { hold, object, old, slot: Some(slot), generation, namespace, charge, reserved: 0, temp: None }
+        Self {
+            hold,
+            object,
+            old,
+            slot: Some(slot),
+            generation,
+            namespace,
+            charge,
+            reserved: 0,
+            temp: None,
+            place: None,
+        }
     }
 
-    fn store(&self) -> &Arc<Store<D>> {
+    pub(crate) fn store(&self) -> &Arc<Store<D>> {
         &self.hold.store
     }
 
-    fn io_error(&self, e: io::Error) -> Error {
+    pub(crate) fn io_error(&self, e: io::Error) -> Error {
         Error::io("store object", e).with("key", &self.object.key).with("root", self.store().root.display())
     }
 
@@ -188,6 +201,9 @@ impl<D: Disk> Claim<D> {
     /// `NoSpace` if everything is in use or promised to other tenants, or the object can never fit; [`Store::fault`].
     pub fn reserve(&mut self) -> Result<()> {
         let store = Arc::clone(self.store());
+        if store.slab.is_some() {
+            return self.reserve_place(true).map(|_| ());
+        }
         let need = self.charge + store.fanout.slack(self.object.key.fingerprint256(), store.block);
         let slot = self.slot.expect("not yet published");
         store.make_room(need, Asker::Writes(slot))?;
@@ -201,17 +217,12 @@ impl<D: Disk> Claim<D> {
     /// # Errors
     /// `NoSpace`, `Io`.
     pub fn create(&mut self) -> Result<Created<D>> {
-        debug_assert!(self.reserved > 0, "bytes are set aside before they are written");
-        let header = Header {
-            key: self.object.key.clone(),
-            len: self.object.len,
-            layout: self.object.layout,
-            digest: self.object.digest,
-            generation: self.generation,
-            namespace: self.namespace,
-        };
-        let header = header.encode();
         let store = Arc::clone(self.store());
+        if store.slab.is_some() {
+            return self.create_in_place();
+        }
+        debug_assert!(self.reserved > 0, "bytes are set aside before they are written");
+        let header = self.header().encode();
         let mut remade = false;
         loop {
             self.discard();
@@ -234,6 +245,17 @@ impl<D: Disk> Claim<D> {
                 }
                 Err(e) => return Err(self.io_error(e)),
             }
+        }
+    }
+
+    pub(crate) fn header(&self) -> Header {
+        Header {
+            key: self.object.key.clone(),
+            len: self.object.len,
+            layout: self.object.layout,
+            digest: self.object.digest,
+            generation: self.generation,
+            namespace: self.namespace,
         }
     }
 
@@ -280,6 +302,11 @@ impl<D: Disk> Claim<D> {
         created: Created<D>,
         wanted: impl FnOnce() -> bool,
     ) -> Result<Option<Stored>> {
+        if self.store().slab.is_some() {
+            drop(created);
+            let written = self.store().write_record(self.insertion());
+            return self.end_insertion(written, wanted);
+        }
         let mut wanted = Some(wanted);
         let mut ask = || wanted.take().is_some_and(|wanted| wanted());
         match self.try_publish(created, &mut ask) {
@@ -449,6 +476,9 @@ impl<D: Disk> Drop for Claim<D> {
     fn drop(&mut self) {
         self.discard();
         let mut index = self.hold.store.index.lock();
+        if let Some(at) = self.place.take() {
+            index.unplace(at, self.charge);
+        }
         if let Some(slot) = self.slot.take() {
             index.give_up(slot);
         }

@@ -51,7 +51,7 @@ pub(crate) fn look_at<D: Disk>(disk: &D, path: &Path, fingerprint: &[u8; 32]) ->
     if meta.len < HEADER_BYTES {
         return Ok(Looked::Bad(Miss::Truncated, "shorter than a header", meta.len));
     }
-    let header = match read_header(disk, &file)? {
+    let header = match read_header(disk, &file, 0)? {
         Ok(header) => header,
         Err(Fault::Version(_)) => return Ok(Looked::Unknown),
         Err(_) => return Ok(Looked::Bad(Miss::Header, "the header does not decode", meta.len)),
@@ -86,6 +86,9 @@ pub(crate) fn orphans<D: Disk>(disk: &D, tmp: &Path) -> io::Result<Vec<PathBuf>>
 impl<D: Disk> Store<D> {
     /// Fills the index, removes what dead writers left, and trims to the capacity.
     pub(crate) fn recover(self: &Arc<Self>) -> Result<()> {
+        if self.slab.is_some() {
+            return self.recover_slab();
+        }
         let failed = |e| Error::io(OP, e).with("root", self.root.display());
         self.remove_orphans().map_err(failed)?;
         self.count_quarantine().map_err(failed)?;
@@ -151,7 +154,7 @@ impl<D: Disk> Store<D> {
 
     /// Files that were being written: the lock says that their writers are gone. In the root lies what a start tried out
     /// when it was cut short.
-    fn remove_orphans(&self) -> io::Result<()> {
+    pub(crate) fn remove_orphans(&self) -> io::Result<()> {
         let left = [orphans(&*self.disk, &self.tmp)?, orphans(&*self.disk, &self.root)?];
         for path in left.into_iter().flatten() {
             match self.disk.unlink(&path) {
@@ -264,11 +267,16 @@ impl<D: Disk> Store<D> {
 
     /// Writes a snapshot on an engine's thread when enough has changed.
     pub fn snapshot_when_due(self: &Arc<Self>) {
-        let changes = self.changes.load(Ordering::Relaxed);
-        if changes < CHANGES || self.snapshotting.load(Ordering::Relaxed) {
+        if self.snapshotting.load(Ordering::Relaxed) {
             return;
         }
-        if changes < self.index.lock().len() as u64 / 4 || self.snapshotting.swap(true, Ordering::AcqRel) {
+        let due = if self.slab.is_some() {
+            self.compaction_is_due()
+        } else {
+            let changes = self.changes.load(Ordering::Relaxed);
+            changes >= CHANGES && changes >= self.index.lock().len() as u64 / 4
+        };
+        if !due || self.snapshotting.swap(true, Ordering::AcqRel) {
             return;
         }
         let store = Arc::clone(self);
@@ -300,6 +308,11 @@ impl<D: Disk> Store<D> {
     }
 
     fn write_snapshot_alone(self: &Arc<Self>, old_bytes: &mut u64) {
+        if self.slab.is_some() {
+            // What fails is counted and said where it does.
+            drop(self.commit().and_then(|()| self.compact(None)));
+            return;
+        }
         match self.try_write_snapshot(old_bytes) {
             Ok(()) => count(&self.counts.snapshots),
             Err(e) => {

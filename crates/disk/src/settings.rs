@@ -6,6 +6,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use kvstrata_core::Namespace;
 use kvstrata_evict::EvictionPolicy;
 
+/// How a store's objects lie in files. A store keeps the layout that it was made with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StoreLayout {
+    /// A file for each object. Any file system can do that, without a limit on bytes too, and several machines can see what
+    /// one of them wrote.
+    Files,
+    /// Many objects in few files that are set aside in advance: nothing of the file system's own is touched when objects
+    /// come and go. Needs a limit on bytes, which then is hard from the beginning.
+    Slab,
+}
+
+impl StoreLayout {
+    /// What the manifest calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Files => "file-per-object",
+            Self::Slab => "slab",
+        }
+    }
+}
+
 /// Whether something that not every file system can do is used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Wanted {
@@ -57,8 +78,10 @@ pub struct Quotas {
 pub struct Settings {
     /// The directory. It is made if it is not there.
     pub root: PathBuf,
+    /// How objects lie in files. `None`: as in the store that is there; a new one gets what [`crate::choose_layout`] says.
+    pub layout: Option<StoreLayout>,
     /// Where files are written before they are published, relative to the root and on the same file system; `tmp` if
-    /// `None`.
+    /// `None`. A store of segments writes none.
     pub tmp: Option<PathBuf>,
     /// The hard limit in bytes: files, directories, headers, rounding and what is being written included.
     pub capacity: Option<u64>,
@@ -144,6 +167,10 @@ counters! {
     snapshots_failed,
     /// Objects taken from the snapshot at the start.
     recovered_snapshot,
+    /// Records of the index log that were read at the start.
+    recovered_log,
+    /// Objects of the index that could not be believed at the start.
+    forgotten,
     /// Objects whose header was read at the start.
     recovered_scan,
     /// Files at the start that are none of ours; they stay.

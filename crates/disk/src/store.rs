@@ -17,8 +17,11 @@ use crate::fanout::{Fanout, Grown};
 use crate::index::{Asker, Index, Object, Room, Victim};
 use crate::modes::Modes;
 use crate::names::{QUARANTINE, object_name, temp_name};
+use crate::open::fits;
 use crate::settings::{Counts, count};
-use crate::{Durability, HEADER_BYTES, Header, Manifest, StoreStats, Writer};
+use crate::slab::Slab;
+use crate::slab::format::extent_of;
+use crate::{Durability, HEADER_BYTES, Header, Manifest, StoreLayout, StoreStats, Writer};
 
 /// Told when a key is free; it gets the key.
 pub(crate) type Waiter<D> = Box<dyn FnOnce(Hold<D>) + Send>;
@@ -58,6 +61,8 @@ pub struct Store<D: Disk> {
     /// Whether it was said that the store is out of service.
     pub(crate) fault_said: AtomicBool,
     pub(crate) fanout: Fanout,
+    /// Segments instead of a file for each object.
+    pub(crate) slab: Option<Slab<D>>,
     pub(crate) modes: Modes,
     pub(crate) counts: Counts,
     pub(crate) manifest: Mutex<Manifest>,
@@ -79,6 +84,11 @@ impl<D: Disk> Store<D> {
     /// The directory.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// How its objects lie in files.
+    pub fn layout(&self) -> StoreLayout {
+        if self.slab.is_some() { StoreLayout::Slab } else { StoreLayout::Files }
     }
 
     /// The disk.
@@ -159,6 +169,9 @@ impl<D: Disk> Store<D> {
         let _alone = self.manifest_writer.lock();
         let mut with = self.manifest();
         if with.add(namespace)? {
+            if let Some(slab) = &self.slab {
+                fits(&with, &slab.geometry)?;
+            }
             with.write(&*self.disk, &self.root, &self.temp_path())?;
             *self.manifest.lock() = with;
         }
@@ -208,11 +221,18 @@ impl<D: Disk> Store<D> {
 
     /// Unique per object this run writes, and not met in other runs but by chance.
     pub(crate) fn generation(&self) -> u64 {
+        if self.slab.is_some() {
+            // Goes on where the last run stopped: of two objects in one place, the newer one is told.
+            return self.serial.fetch_add(1, Ordering::Relaxed);
+        }
         self.writer.id.wrapping_add(self.serial.fetch_add(1, Ordering::Relaxed))
     }
 
     /// What an object of `len` payload bytes takes on the device.
     pub(crate) fn charge(&self, len: u64) -> u64 {
+        if self.slab.is_some() {
+            return extent_of(len);
+        }
         (HEADER_BYTES + len).next_multiple_of(self.block)
     }
 
@@ -261,14 +281,14 @@ impl<D: Disk> Store<D> {
     ) -> R {
         let mut freed = 0;
         for victim in &victims {
-            match self.take_out(victim.key.fingerprint256(), None) {
-                Ok(()) => freed += victim.charge,
-                Err(e) => self.stuck(Some(victim.key.fingerprint256()), &e),
+            match self.take_out(victim.object.key.fingerprint256(), None) {
+                Ok(()) => freed += victim.object.charge,
+                Err(e) => self.stuck(Some(victim.object.key.fingerprint256()), &e),
             }
         }
         self.changes.fetch_add(victims.len() as u64, Ordering::Relaxed);
         let settled = settle(&mut self.index.lock(), freed);
-        victims.iter().for_each(|v| self.release(v.key.fingerprint()));
+        victims.iter().for_each(|v| self.release(v.object.key.fingerprint()));
         settled
     }
 
@@ -392,6 +412,13 @@ impl<D: Disk> Hold<D> {
         let object: Object = {
             let mut index = self.store.index.lock();
             let Some((slot, _)) = index.find(key) else { return Ok(false) };
+            if self.store.slab.is_some() {
+                let gone = index.vacate(slot, Removal::Deleted);
+                drop(index);
+                let written = self.store.write_removal(gone);
+                count(&self.store.counts.removed);
+                return written.map(|()| true).map_err(|e| Error::io("remove object", e).with("key", key));
+            }
             index.detach(slot, Removal::Deleted)
         };
         self.store.changes.fetch_add(1, Ordering::Relaxed);
@@ -416,8 +443,8 @@ impl<D: Disk> Drop for Hold<D> {
 }
 
 /// Reads the header of an open object.
-pub(crate) fn read_header<D: Disk>(disk: &D, file: &D::File) -> io::Result<Result<Header, crate::Fault>> {
+pub(crate) fn read_header<D: Disk>(disk: &D, file: &D::File, at: u64) -> io::Result<Result<Header, crate::Fault>> {
     let mut block = crate::Block::zeroed();
-    disk.read_exact_at(file, 0, block.bytes_mut())?;
+    disk.read_exact_at(file, at, block.bytes_mut())?;
     Ok(Header::decode(&block))
 }

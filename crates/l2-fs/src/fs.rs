@@ -96,6 +96,7 @@ impl<D: Disk> FsStore<D> {
             cx.disk,
             Settings {
                 root: config.base_path.clone(),
+                layout: None,
                 tmp: config.relative_tmp_dir.clone(),
                 capacity,
                 policy: config.policy()?,

@@ -40,6 +40,7 @@ impl User {
         let disk = SimDisk::new(SimOptions { mode, ..SimOptions::default() });
         let settings = Settings {
             root: PathBuf::from("/kv"),
+            layout: None,
             tmp: None,
             capacity,
             policy: kvstrata_evict::by_name("LRU").expect("a known policy"),

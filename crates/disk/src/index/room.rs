@@ -3,10 +3,9 @@
 use std::ffi::OsString;
 use std::num::NonZeroU32;
 
-use kvstrata_core::ObjectKey;
 use kvstrata_evict::{EvictionPolicy, Removal, TenantId};
 
-use super::Index;
+use super::{Index, Object};
 
 /// The policy counts in 4 KiB units, so that objects above 4 GiB have a weight.
 pub(super) const UNIT: u64 = 4096;
@@ -32,8 +31,7 @@ pub(crate) enum Asker {
 /// An object that has to leave the device.
 #[derive(Debug)]
 pub(crate) struct Victim {
-    pub(crate) key: ObjectKey,
-    pub(crate) charge: u64,
+    pub(crate) object: Object,
 }
 
 /// The answer to a reservation.
@@ -120,7 +118,7 @@ impl<W> Index<W> {
     }
 
     /// Detaches and holds victims worth at least `bytes`, if there are enough.
-    fn evict(&mut self, bytes: u64, asker: Asker) -> Option<(Vec<Victim>, u64)> {
+    pub(super) fn evict(&mut self, bytes: u64, asker: Asker) -> Option<(Vec<Victim>, u64)> {
         let want = bytes.div_ceil(UNIT);
         let asks = match asker {
             Asker::Writes(slot) => Some(TenantId(self.at(slot).tenant)),
@@ -143,7 +141,7 @@ impl<W> Index<W> {
             let object = self.detach(s.0, Removal::Evicted);
             let held = self.hold(object.key.fingerprint());
             debug_assert!(held, "the objects of held keys are pinned");
-            Victim { key: object.key, charge: object.charge }
+            Victim { object }
         });
         Some((victims.collect(), freed))
     }

@@ -13,6 +13,7 @@ use kvstrata_l2::{Miss, Stored};
 pub(crate) fn settings(root: &Path, id: u64) -> Settings {
     Settings {
         root: root.into(),
+        layout: None,
         tmp: None,
         capacity: None,
         policy: kvstrata_evict::by_name("LRU").expect("a known policy"),
