@@ -140,6 +140,7 @@ impl AdapterFactory for FsFactory {
     fn keys(&self) -> &'static [&'static str] {
         &[
             "base_path",
+            "layout",
             "use_odirect",
             "num_workers",
             "max_capacity_gb",

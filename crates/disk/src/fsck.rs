@@ -1,5 +1,6 @@
 //! Going through a store that nobody has open: what is in it, what is wrong with it, and putting it right.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,8 @@ use crate::names::{
 };
 use crate::open::is_at;
 use crate::recover::{Looked, look_at, orphans};
+use crate::slab::DIR;
+use crate::slab::check::{Contents, identity};
 use crate::snapshot::Snapshot;
 use crate::{HEADER_BYTES, Manifest, Writer};
 
@@ -35,11 +38,13 @@ pub struct FsckOptions {
 /// An object, or what lies under an object's name.
 #[derive(Clone, Debug)]
 pub struct Listed {
-    /// Its file.
+    /// The file that it lies in.
     pub path: PathBuf,
+    /// Where in it the header is; the payload follows.
+    pub at: u64,
     /// What it is, or why it is none.
     pub object: Result<(ObjectKey, Found), Miss>,
-    /// The file's length in bytes.
+    /// The length in bytes of what the object has of the file, or if it is none, of the file.
     pub file_bytes: u64,
 }
 
@@ -101,12 +106,19 @@ pub(crate) fn failed(path: &Path) -> impl Fn(io::Error) -> Error {
     move |e| Error::io(OP, e).with("path", path.display())
 }
 
-/// Shows every object of a store, in the order of the directories, as its header and length say. Needs no lock: what
+/// Shows every object of a store, in the order of the directories or places, as its header and length say. Needs no lock: what
 /// comes or goes meanwhile is shown or not.
 ///
 /// # Errors
 /// What the disk says of a directory; an object that cannot be read is shown as bad.
 pub fn walk<D: Disk>(disk: &D, root: &Path, mut each: impl FnMut(Listed)) -> Result<Vec<PathBuf>> {
+    // Without a manifest that can be read, what is there says which layout it is.
+    let manifest = Manifest::read(disk, root).ok().flatten();
+    if let Some(identity) = identity(disk, root, manifest.as_ref()) {
+        let contents = Contents::read(disk, root, identity)?;
+        contents.walk(disk, each);
+        return Ok(contents.strangers);
+    }
     let mut strangers = Vec::new();
     for top in sorted(disk, root)? {
         let Some(t) = parse_fan(&top.name).filter(|_| top.kind == FileKind::Dir) else { continue };
@@ -127,14 +139,14 @@ pub fn walk<D: Disk>(disk: &D, root: &Path, mut each: impl FnMut(Listed)) -> Res
                 match look_at(disk, &path, &fingerprint) {
                     Ok(Looked::Good(object, _)) => {
                         let file_bytes = disk.metadata(&path).map_or(0, |m| m.len);
-                        each(Listed { path, object: Ok((object.key, object.found)), file_bytes });
+                        each(Listed { path, at: 0, object: Ok((object.key, object.found)), file_bytes });
                     }
                     Ok(Looked::Bad(miss, _, file_bytes)) => {
-                        each(Listed { path, object: Err(miss), file_bytes })
+                        each(Listed { path, at: 0, object: Err(miss), file_bytes })
                     }
                     Ok(Looked::Unknown) => strangers.push(path),
                     Ok(Looked::Gone) => {}
-                    Err(_) => each(Listed { path, object: Err(Miss::Header), file_bytes: 0 }),
+                    Err(_) => each(Listed { path, at: 0, object: Err(Miss::Header), file_bytes: 0 }),
                 }
             }
         }
@@ -167,8 +179,10 @@ pub fn fsck<D: Disk>(
         Err(e) if e.kind() == ErrorKind::Corrupt => (None, FileState::Bad(e.to_string())),
         Err(e) => return Err(e),
     };
+    let segments = identity(disk, root, manifest.as_ref());
+    let contents = segments.map(|identity| Contents::read(disk, root, identity)).transpose()?;
     let told = options.tmp.as_deref().or(manifest.as_ref().and_then(|m| m.tmp.as_deref()));
-    let tmp = root.join(told.unwrap_or(Path::new(TMP)));
+    let tmp = root.join(if contents.is_some() { DIR.as_ref() } else { told.unwrap_or(Path::new(TMP)) });
     let mut report = FsckReport {
         objects: 0,
         bytes: 0,
@@ -179,14 +193,18 @@ pub fn fsck<D: Disk>(
         quarantined: files(disk, &root.join(QUARANTINE))?,
         strangers: Vec::new(),
         manifest: state,
-        snapshot: snapshot_state(disk, root, manifest.as_ref())?,
+        snapshot: match &contents {
+            Some(contents) => contents.fault().map_or(FileState::Good, FileState::Bad),
+            None => snapshot_state(disk, root, manifest.as_ref())?,
+        },
         repaired: 0,
     };
     let mut piece = if options.payloads { vec![0; 1 << 20] } else { Vec::new() };
-    report.strangers = walk(disk, root, |checked| {
-        let judged = checked.object.and_then(|(key, found)| {
+    let mut bad_places = HashSet::new();
+    let judge = |checked: Listed| {
+        let judged = checked.object.clone().and_then(|(key, found)| {
             if options.payloads {
-                payload(disk, &checked.path, &key, &found, &mut piece)?;
+                payload(disk, &checked, &key, &found, &mut piece)?;
             }
             Ok(found)
         });
@@ -196,12 +214,29 @@ pub fn fsck<D: Disk>(
                 report.bytes += found.len;
                 report.unverified += u64::from(found.digest.is_none());
             }
+            Err(miss) if segments.is_some() => {
+                bad_places.insert((checked.path.clone(), checked.at));
+                report.bad.push((format!("{}+{}", checked.path.display(), checked.at).into(), miss));
+            }
             Err(miss) => report.bad.push((checked.path, miss)),
         }
         progress(report.objects, report.bytes);
-    })?;
+    };
+    report.strangers = match &contents {
+        Some(contents) => {
+            contents.walk(disk, judge);
+            contents.strangers.clone()
+        }
+        None => walk(disk, root, judge)?,
+    };
     if options.repair {
-        report.repaired = repair(disk, root, options, &tmp, &report)?;
+        report.repaired = match &contents {
+            Some(contents) => {
+                let stays = |at: u64, path: PathBuf| !bad_places.contains(&(path, at));
+                repair_segments(disk, root, options, &report, contents, stays)?
+            }
+            None => repair(disk, root, options, &tmp, &report)?,
+        };
     }
     Ok(report)
 }
@@ -262,19 +297,19 @@ fn snapshot_state<D: Disk>(disk: &D, root: &Path, manifest: Option<&Manifest>) -
 /// Reads a payload and holds it against its digest.
 fn payload<D: Disk>(
     disk: &D,
-    path: &Path,
+    listed: &Listed,
     key: &ObjectKey,
     found: &Found,
     piece: &mut [u8],
 ) -> Result<(), Miss> {
     let (Some(digest), Some(layout)) = (found.digest, found.layout) else { return Ok(()) };
     let read = |piece: &mut [u8]| -> io::Result<u64> {
-        let file = disk.open(path, Open::default())?;
+        let file = disk.open(&listed.path, Open::default())?;
         let mut crc = Crc::new(CrcAlgorithm::Crc64Nvme);
         let mut at = 0;
         while at < found.len {
             let n = (found.len - at).min(piece.len() as u64) as usize;
-            disk.read_exact_at(&file, HEADER_BYTES + at, &mut piece[..n])?;
+            disk.read_exact_at(&file, listed.at + HEADER_BYTES + at, &mut piece[..n])?;
             crc.update(&piece[..n]);
             at += n as u64;
         }
@@ -312,20 +347,74 @@ fn repair<D: Disk>(
         disk.unlink(path).map_err(failed(path))?;
         done += 1;
     }
-    if report.manifest != FileState::Good {
-        if matches!(report.manifest, FileState::Bad(_)) {
-            let path = root.join(MANIFEST);
-            disk.rename_new(&path, &aside(&path, "manifest", done)).map_err(failed(&path))?;
-        }
-        let store_id = u128::from(options.writer.id) << 64 | u128::from(options.writer.pid);
-        let manifest = Manifest { store_id, namespaces: Vec::new(), tmp: options.tmp.clone(), segment: None };
-        manifest.write(disk, root, &tmp.join(temp_name(options.writer.pid, options.writer.id, done)))?;
-        done += 1;
-    }
+    done += repair_manifest(
+        disk,
+        root,
+        options,
+        &tmp.join(temp_name(options.writer.pid, options.writer.id, done)),
+        report,
+        None,
+    )?;
     if matches!(report.snapshot, FileState::Bad(_)) {
         let path = root.join(SNAPSHOT);
         disk.unlink(&path).map_err(failed(&path))?;
         done += 1;
+    }
+    Ok(done)
+}
+
+/// Makes a manifest anew where it is lost or does not parse; `segments` is what a store of segments is known by.
+fn repair_manifest<D: Disk>(
+    disk: &D,
+    root: &Path,
+    options: &FsckOptions,
+    temp: &Path,
+    report: &FsckReport,
+    segments: Option<(u128, u64)>,
+) -> Result<u64> {
+    let mut done = 0;
+    if report.manifest != FileState::Good {
+        if matches!(report.manifest, FileState::Bad(_)) {
+            let path = root.join(MANIFEST);
+            let quarantine = root.join(QUARANTINE);
+            disk.create_dir_all(&quarantine).map_err(failed(&quarantine))?;
+            let to = quarantine.join(format!("{MANIFEST}-{:016x}.manifest", options.writer.id));
+            disk.rename_new(&path, &to).map_err(failed(&path))?;
+        }
+        let new_id = u128::from(options.writer.id) << 64 | u128::from(options.writer.pid);
+        let (store_id, segment) = segments.map_or((new_id, None), |(id, segment)| (id, Some(segment)));
+        let tmp = options.tmp.clone().filter(|_| segment.is_none());
+        let manifest = Manifest { store_id, namespaces: Vec::new(), tmp, segment };
+        manifest.write(disk, root, temp)?;
+        done += 1;
+    }
+    Ok(done)
+}
+
+/// Puts a store of segments right: bad objects are forgotten, and the index is written anew.
+fn repair_segments<D: Disk>(
+    disk: &D,
+    root: &Path,
+    options: &FsckOptions,
+    report: &FsckReport,
+    contents: &Contents,
+    stays: impl Fn(u64, PathBuf) -> bool,
+) -> Result<u64> {
+    let mut done = 0;
+    for path in &report.orphans {
+        disk.unlink(path).map_err(failed(path))?;
+        done += 1;
+    }
+    let temp = root.join(DIR).join(temp_name(options.writer.pid, options.writer.id, 0));
+    done += repair_manifest(disk, root, options, &temp, report, Some(contents.identity()))?;
+    let rotten = matches!(report.snapshot, FileState::Bad(_));
+    if rotten || !report.bad.is_empty() {
+        contents.rewrite(disk, options.writer, |object| {
+            let (path, at) = contents.whereabouts(object);
+            // Without a digest, only an index without a gap says that nothing else was written there.
+            stays(at, path) && (object.found.digest.is_some() || !contents.loaded.gap)
+        })?;
+        done += report.bad.len() as u64 + u64::from(rotten);
     }
     Ok(done)
 }

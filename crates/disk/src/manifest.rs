@@ -6,9 +6,9 @@ use kvstrata_core::{DType, Error, ErrorKind, Layout, Namespace, ObjectKey, Resul
 use kvstrata_io::{Disk, Open};
 use serde::{Deserialize, Serialize};
 
+use crate::names::{MANIFEST, is_below};
 use crate::slab::geometry::UNIT;
 use crate::{FORMAT_VERSION, StoreLayout};
-use crate::names::{MANIFEST, is_below};
 
 const FORMAT: &str = "kvstrata";
 const KEY_HASH: &str = "blake3-256";
@@ -125,7 +125,9 @@ impl Manifest {
             Some(bytes) => {
                 same("layout", &m.layout, StoreLayout::Slab.name())?;
                 if bytes % UNIT != 0 || !(1 << 20..=1 << 40).contains(&bytes) {
-                    return Err(corrupt("segment_bytes is not a length of segments").with("segment_bytes", bytes));
+                    return Err(
+                        corrupt("segment_bytes is not a length of segments").with("segment_bytes", bytes)
+                    );
                 }
             }
         }

@@ -49,7 +49,8 @@ impl<D: Disk> Store<D> {
         promise(&mut index, &settings.quotas)?;
         let keeps_quotas = index.keeps_quotas();
         let before = look(&*disk, &settings.root)?;
-        let layout = layout_of(&*disk, &settings.root, before.manifest.as_ref(), settings.layout, settings.capacity)?;
+        let layout =
+            layout_of(&*disk, &settings.root, before.manifest.as_ref(), settings.layout, settings.capacity)?;
         let segments = layout == StoreLayout::Slab;
         // Nothing is written beside a store of segments but what describes it.
         let tmp = if segments { settings.root.join(slab::DIR) } else { tmp };
@@ -282,7 +283,10 @@ pub fn choose_layout<D: Disk>(disk: &D, root: &Path, capacity: Option<u64>) -> R
     Ok(if fs.is_shared() {
         (StoreLayout::Files, format!("other machines may write here too: the file system is {fs}"))
     } else {
-        (StoreLayout::Slab, format!("there is a limit on bytes, and the file system ({fs}) is this machine's own"))
+        (
+            StoreLayout::Slab,
+            format!("there is a limit on bytes, and the file system ({fs}) is this machine's own"),
+        )
     })
 }
 
@@ -313,10 +317,14 @@ pub(crate) fn fits(manifest: &Manifest, g: &Geometry) -> Result<()> {
     if bytes <= g.manifest {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::NoSpace, OP, "a store of this size has no room for so many descriptions of models")
-        .with("namespaces", manifest.namespaces.len())
-        .with("manifest_bytes", bytes)
-        .with("room", g.manifest))
+    Err(Error::new(
+        ErrorKind::NoSpace,
+        OP,
+        "a store of this size has no room for so many descriptions of models",
+    )
+    .with("namespaces", manifest.namespaces.len())
+    .with("manifest_bytes", bytes)
+    .with("room", g.manifest))
 }
 
 /// Checks the capacity against the file system; returns the block size to account with.

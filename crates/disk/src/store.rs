@@ -443,7 +443,11 @@ impl<D: Disk> Drop for Hold<D> {
 }
 
 /// Reads the header of an open object.
-pub(crate) fn read_header<D: Disk>(disk: &D, file: &D::File, at: u64) -> io::Result<Result<Header, crate::Fault>> {
+pub(crate) fn read_header<D: Disk>(
+    disk: &D,
+    file: &D::File,
+    at: u64,
+) -> io::Result<Result<Header, crate::Fault>> {
     let mut block = crate::Block::zeroed();
     disk.read_exact_at(file, at, block.bytes_mut())?;
     Ok(Header::decode(&block))

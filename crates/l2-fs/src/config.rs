@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use kvstrata_core::{Error, Result};
-use kvstrata_disk::{Durability, Quotas, Wanted};
+use kvstrata_disk::{Durability, Manifest, Quotas, StoreLayout, Wanted, choose_layout};
 use kvstrata_evict::{EvictionPolicy, by_name};
-use kvstrata_io::EngineKind;
+use kvstrata_io::{Disk, EngineKind};
 use serde::Deserialize;
 
 const OP: &str = "read fs settings";
@@ -20,9 +20,13 @@ pub struct FsConfig {
     pub name: String,
     /// The directory of the store. It is made if it is not there.
     pub base_path: PathBuf,
-    /// Whether loads and stores bypass the page cache: `false`, `true` (where the file system can) or `"require"`.
-    #[serde(default = "default_direct")]
-    pub use_odirect: Switch,
+    /// How objects lie in files: `auto`, `slab` or `files`. A store keeps the layout that it was made with.
+    #[serde(default)]
+    pub layout: LayoutChoice,
+    /// Whether loads and stores bypass the page cache: `false`, `true` (where the file system can) or `"require"`. Unless
+    /// set, they do with the slab layout where it can, and do not with a file for each object.
+    #[serde(default)]
+    pub use_odirect: Option<Switch>,
     /// Threads that load and store; 4 unless set. [`crate::open_os`] makes so many; on a disk of the caller's, whose threads
     /// are the caller's too, it is how many loads of one request run at once.
     #[serde(default = "default_workers")]
@@ -104,6 +108,20 @@ impl TryFrom<RawSwitch> for Switch {
     }
 }
 
+/// How objects lie in files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LayoutChoice {
+    /// As in the store that is there. For a new one: segments if there is a limit on bytes and the file system is this
+    /// machine's own, else files.
+    #[default]
+    Auto,
+    /// Few files with many objects each, set aside in advance. Needs `max_capacity_gb`.
+    Slab,
+    /// A file for each object.
+    Files,
+}
+
 /// What a store waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -138,10 +156,6 @@ fn default_name() -> String {
     "fs".into()
 }
 
-fn default_direct() -> Switch {
-    Switch(Wanted::Off)
-}
-
 fn default_no_atime() -> Switch {
     Switch(Wanted::Try)
 }
@@ -159,7 +173,8 @@ impl FsConfig {
         Self {
             name: default_name(),
             base_path: base_path.into(),
-            use_odirect: default_direct(),
+            layout: LayoutChoice::Auto,
+            use_odirect: None,
             num_workers: default_workers(),
             max_capacity_gb: 0.0,
             read_ahead_size: None,
@@ -196,7 +211,13 @@ impl FsConfig {
             let depth = self.iouring_queue_depth;
             return bad("iouring_queue_depth", &depth, "there are 1 to 4096 transfers under way");
         }
-        self.capacity()?;
+        if self.capacity()?.is_none() && self.layout == LayoutChoice::Slab {
+            return bad(
+                "layout",
+                &"slab",
+                "the slab layout needs max_capacity_gb; `files` does without a limit",
+            );
+        }
         let policy = self.policy()?;
         let given =
             [("quotas", !self.quotas.is_empty()), ("default_quota_gb", self.default_quota_gb.is_some())];
@@ -223,6 +244,31 @@ impl FsConfig {
                 .with("max_capacity_gb", gib));
         }
         Ok(Some(bytes as u64))
+    }
+
+    /// The layout of the store that is there or to be.
+    ///
+    /// # Errors
+    /// As [`Manifest::read`] and [`choose_layout`].
+    pub fn layout_on<D: Disk>(&self, disk: &D) -> Result<StoreLayout> {
+        match self.layout {
+            LayoutChoice::Slab => Ok(StoreLayout::Slab),
+            LayoutChoice::Files => Ok(StoreLayout::Files),
+            LayoutChoice::Auto => match Manifest::read(disk, &self.base_path) {
+                Ok(Some(manifest)) => Ok(manifest.layout()),
+                // Opening it says what is wrong with what is there.
+                _ => choose_layout(disk, &self.base_path, self.capacity()?).map(|(layout, _)| layout),
+            },
+        }
+    }
+
+    /// Whether a store of this layout bypasses the page cache.
+    pub fn direct(&self, layout: StoreLayout) -> Wanted {
+        match (self.use_odirect, layout) {
+            (Some(Switch(wanted)), _) => wanted,
+            (None, StoreLayout::Slab) => Wanted::Try,
+            (None, StoreLayout::Files) => Wanted::Off,
+        }
     }
 
     /// What tenants are promised, in bytes.
@@ -336,7 +382,7 @@ mod tests {
                 "relative_tmp_dir": "t", "eviction": {"eviction_policy": "lru", "trigger_watermark": 0.8, "eviction_ratio": 0.2}}"#,
         )
         .unwrap();
-        assert_eq!((c.use_odirect, c.num_workers), (Switch(Wanted::Try), 8));
+        assert_eq!((c.use_odirect, c.num_workers), (Some(Switch(Wanted::Try)), 8));
         assert_eq!(c.capacity().unwrap(), Some(3 << 29));
         assert_eq!(c.policy().unwrap().name(), "LRU");
         let idle: Vec<_> = c.without_effect().into_iter().map(|(key, _)| key).collect();
@@ -346,8 +392,11 @@ mod tests {
         assert_eq!(least.capacity().unwrap(), None);
         assert_eq!(
             read(r#"{"base_path": "/d", "use_odirect": "require"}"#).unwrap().use_odirect,
-            Switch(Wanted::Require)
+            Some(Switch(Wanted::Require))
         );
+        let slab = read(r#"{"base_path": "/d", "layout": "slab", "max_capacity_gb": 1}"#).unwrap();
+        assert_eq!((slab.layout, slab.direct(StoreLayout::Slab)), (LayoutChoice::Slab, Wanted::Try));
+        assert_eq!(slab.direct(StoreLayout::Files), Wanted::Off);
     }
 
     #[test]
@@ -387,6 +436,8 @@ mod tests {
                 "eviction_policy",
             ),
             (r#"{"base_path": "/d", "sync": "sometimes"}"#, "sometimes"),
+            (r#"{"base_path": "/d", "layout": "slabs", "max_capacity_gb": 1}"#, "slabs"),
+            (r#"{"base_path": "/d", "layout": "slab"}"#, "max_capacity_gb"),
             (r#"{"base_path": "/d", "use_odirect": "maybe"}"#, "require"),
             (r#"{"base_path": "/d", "name": ""}"#, "name"),
             (r#"{"base_path": "/d", "quotas": {"t": 1}}"#, "quotas: LRU"),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kvstrata_core::{Error, ErrorKind, Instant, Namespace, Result};
-use kvstrata_disk::{NewObject, Settings, Store, StoreStats, Writer};
+use kvstrata_disk::{NewObject, Settings, Store, StoreLayout, StoreStats, Writer};
 use kvstrata_io::{Disk, IoEngine, OsDisk, OsOptions};
 use kvstrata_l2::{
     Adapter, Answer, Context, Driver, Found, Get, GetSink, Keys, L2Desc, L2List, L2Quotas, L2Remove, L2Store,
@@ -17,6 +17,7 @@ use kvstrata_mem::Allocate;
 use parking_lot::Mutex;
 
 use crate::FsConfig;
+use crate::batch::{Incoming, Outgoing};
 use crate::jobs::{Loading, Storing, spawn_loads, wrong_length};
 use crate::latch::{Idle, latch};
 
@@ -92,17 +93,21 @@ impl<D: Disk> FsStore<D> {
             tracing::warn!(adapter = %config.name, "{key} has no effect: {why}");
         }
         let capacity = config.capacity()?;
+        let layout = config.layout_on(&*cx.disk)?;
+        if layout == StoreLayout::Slab && config.relative_tmp_dir.is_some() {
+            tracing::warn!(adapter = %config.name, "relative_tmp_dir has no effect: nothing is written beside the slab layout");
+        }
         let store = Store::open(
             cx.disk,
             Settings {
                 root: config.base_path.clone(),
-                layout: None,
+                layout: Some(layout),
                 tmp: config.relative_tmp_dir.clone(),
                 capacity,
                 policy: config.policy()?,
                 quotas: config.quotas()?,
                 durability: config.durability(),
-                direct: config.use_odirect.0,
+                direct: config.direct(layout),
                 no_atime: config.no_atime.0,
                 writer: cx.writer,
                 namespaces: cx.namespaces,
@@ -182,10 +187,13 @@ impl<D: Disk> FsStore<D> {
         }
         let begun = self.0.store.begin(&objects);
         // Head first, so that what a deadline or a limit cuts off is the tail.
+        let mut together = Outgoing::new();
         for ((object, begin), (position, buf)) in objects.into_iter().zip(begun).zip(bufs) {
             let store = Arc::clone(&self.0.store);
-            Storing { store, buf, position, done: done.clone(), job: job.clone() }.go(object, begin);
+            let storing = Storing { store, buf, position, done: done.clone(), job: job.clone() };
+            storing.go(object, begin, &mut together);
         }
+        together.submit(&self.0.store);
         idle
     }
 
@@ -216,7 +224,7 @@ impl<D: Disk> FsStore<D> {
                 return idle;
             }
         };
-        let mut loads = VecDeque::with_capacity(bufs.len());
+        let (mut loads, mut together) = (VecDeque::new(), Incoming::new());
         for ((position, bytes, buf), pin) in bufs.into_iter().zip(pins) {
             match pin {
                 Ok(pin) if pin.found().len != bytes => {
@@ -224,20 +232,17 @@ impl<D: Disk> FsStore<D> {
                 }
                 Ok(pin) => {
                     let store = Arc::clone(&self.0.store);
-                    loads.push_back(Loading {
-                        store,
-                        pin,
-                        buf,
-                        position,
-                        done: done.clone(),
-                        job: job.clone(),
-                    });
+                    let load = Loading { store, pin, buf, position, done: done.clone(), job: job.clone() };
+                    if let Err(load) = together.add(load) {
+                        loads.push_back(load);
+                    }
                 }
                 Err(miss) => {
                     done.answer(position, Answer::Miss(miss, Some(buf)));
                 }
             }
         }
+        together.submit(&self.0.store);
         spawn_loads(&self.0.store, loads, self.0.threads);
         idle
     }

@@ -4,12 +4,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use kvstrata_core::{Error, ErrorKind, Result};
-use kvstrata_disk::{Begin, Claim, LoadFault, NewObject, Pin, Store};
+use kvstrata_disk::{Begin, Claim, LoadFault, NewObject, Pin, Store, StoreLayout};
 use kvstrata_io::{Disk, IoEngine};
 use kvstrata_l2::{Answer, GetSink, Loaded, PutSink, Stored, closed};
 use kvstrata_mem::{ReadBuf, WriteBuf};
 use parking_lot::Mutex;
 
+use crate::batch::Outgoing;
 use crate::latch::Job;
 
 /// One object on its way to the disk. The fields are dropped in this order: the job counts as ended when the buffer is
@@ -23,19 +24,26 @@ pub(crate) struct Storing<D: Disk> {
 }
 
 impl<D: Disk> Storing<D> {
-    fn answer(self, answer: Result<Stored>) {
+    pub(crate) fn answer(self, answer: Result<Stored>) {
         let Self { buf, position, done, job, .. } = self;
         drop(buf);
         done.answer(position, answer);
         drop(job);
     }
 
-    /// Goes on from how the store began.
-    pub(crate) fn go(self, object: NewObject, begin: Begin<D>) {
+    /// Goes on from how the store began; what can be written at once joins those that are on their way together.
+    pub(crate) fn go(self, object: NewObject, begin: Begin<D>, together: &mut Outgoing<D>) {
         match begin {
             Begin::Present => self.answer(Ok(Stored::Present)),
             Begin::Refused(e) => self.answer(Err(e)),
-            Begin::Claimed(claim) => self.spawn(claim),
+            Begin::Claimed(mut claim) => {
+                if !claim.try_reserve() {
+                    return self.spawn(claim);
+                }
+                if let Err((claim, storing)) = together.add(claim, self) {
+                    storing.spawn(claim);
+                }
+            }
             Begin::Busy => {
                 // Somebody writes or removes this key: it is this one's turn after that.
                 let store = Arc::clone(&self.store);
@@ -59,7 +67,7 @@ impl<D: Disk> Storing<D> {
         }
     }
 
-    fn spawn(self, claim: Claim<D>) {
+    pub(crate) fn spawn(self, claim: Claim<D>) {
         let store = Arc::clone(&self.store);
         let (position, done) = (self.position, self.done.clone());
         // In this order: what was claimed is given back before the job counts as ended, also when it is never run.
@@ -73,9 +81,20 @@ impl<D: Disk> Storing<D> {
         }
     }
 
-    fn run(self, mut claim: Claim<D>) {
+    fn run(mut self, mut claim: Claim<D>) {
         if !self.done.is_open(self.position) {
             return;
+        }
+        if self.store.layout() == StoreLayout::Slab {
+            if let Err(e) = claim.reserve() {
+                let e = claim.give_up(e);
+                return self.answer(Err(e));
+            }
+            let (store, mut alone) = (Arc::clone(&self.store), Outgoing::new());
+            match alone.add(claim, self) {
+                Ok(()) => return alone.submit(&store),
+                Err((back, storing)) => (claim, self) = (back, storing),
+            }
         }
         let created = match self.write(&mut claim) {
             Ok(created) => created,
@@ -184,7 +203,7 @@ impl<D: Disk> Loading<D> {
     }
 }
 
-fn fault_answer(fault: LoadFault, buf: WriteBuf) -> Answer {
+pub(crate) fn fault_answer(fault: LoadFault, buf: WriteBuf) -> Answer {
     match fault {
         LoadFault::Miss(miss) => Answer::Miss(miss, Some(buf)),
         LoadFault::Failed(e) => Answer::Failed(e, Some(buf)),

@@ -1,4 +1,5 @@
-//! Local disks as a tier below host memory: one file per object, in a directory that describes itself.
+//! Local disks as a tier below host memory: a directory that describes itself, and in it segments with an extent for each
+//! object, or a file for each object.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -32,18 +33,20 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Keys are handled one by one on the threads of the disk's engine: a load opens the file, reads the payload straight into the
-//! caller's buffer and closes it; nothing is copied, and the header is not read, because the index has what it says.
+//! With the slab layout, a request's transfers go to the disk's engine all at once, from and to the caller's buffers. With a
+//! file for each object, keys are handled one by one on the engine's threads: a load opens the file, reads the payload and
+//! closes it. Nothing is copied, and headers are not read, because the index has what they say.
 //! Digests are kept here and checked above (`kvstrata_l2::Checked`).
 //!
 //! Architecture invariant: formats, names, the index and the limit are `kvstrata-disk`'s. This crate moves payload bytes
 //! between host memory and files, and keeps the promises about buffers and deadlines; it does not retry.
 #![forbid(unsafe_code)]
 
+mod batch;
 mod config;
 mod fs;
 mod jobs;
 mod latch;
 
-pub use config::{Engine, EvictionConfig, FsConfig, Switch, Sync};
+pub use config::{Engine, EvictionConfig, FsConfig, LayoutChoice, Switch, Sync};
 pub use fs::{FsContext, FsStore, open_os};

@@ -277,7 +277,7 @@ fn a_temporary_directory_elsewhere(at: &Path) -> Result<(), String> {
 
 fn direct_transfers_that_are_required(at: &Path) -> Result<(), String> {
     let ramfs = namespace::mount(at, "required", "ramfs", "mode=0700")?;
-    let config = FsConfig { use_odirect: Switch(Wanted::Require), ..FsConfig::new(ramfs.join("kv")) };
+    let config = FsConfig { use_odirect: Some(Switch(Wanted::Require)), ..FsConfig::new(ramfs.join("kv")) };
     refused(&config, ErrorKind::Unsupported, &["direct"]);
     Ok(())
 }

@@ -70,7 +70,7 @@ fn manifests() -> Vec<Vec<u8>> {
     };
     let two = vec![namespace("org/a", &[2, 32, 256, 8, 128]), namespace("b", &[1])];
     let of = |namespaces: &[Namespace]| {
-        Manifest { store_id: 0xfeed, namespaces: namespaces.to_vec(), tmp: None }.encode()
+        Manifest { store_id: 0xfeed, namespaces: namespaces.to_vec(), tmp: None, segment: None }.encode()
     };
     vec![of(&[]), of(&two[..1]), of(&two)]
 }

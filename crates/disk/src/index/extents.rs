@@ -143,7 +143,8 @@ impl Extents {
         while to - from < u64::from(units) {
             let left = self.taken.range(least..from).next_back();
             let left = left.and_then(|(start, t)| Some((used(t.slot)?, *start, t.slot)));
-            let right = self.taken.get(&to).and_then(|t| Some((used(t.slot)?, to + u64::from(t.units), t.slot)));
+            let right =
+                self.taken.get(&to).and_then(|t| Some((used(t.slot)?, to + u64::from(t.units), t.slot)));
             let (at, slot) = match (left, right) {
                 (Some((a, start, slot)), Some((b, ..))) if a <= b => {
                     from = self.end_before(start);

@@ -112,7 +112,8 @@ impl<W> Index<W> {
             Asker::Store => !self.keeps_quotas(),
             Asker::Writes(_) | Asker::Limit => true,
         };
-        let free = s.state == State::Resident && s.pins == 0 && !self.held.contains_key(&s.object.key.fingerprint());
+        let free =
+            s.state == State::Resident && s.pins == 0 && !self.held.contains_key(&s.object.key.fingerprint());
         (theirs && free).then_some(s.object.used_at)
     }
 
@@ -128,7 +129,12 @@ impl<W> Index<W> {
     }
 
     /// Shows what can be found from slot `from` on, of at most `most` slots, and says where to go on.
-    pub(crate) fn each_resident(&self, from: usize, most: usize, mut each: impl FnMut(u32, &Object)) -> Option<usize> {
+    pub(crate) fn each_resident(
+        &self,
+        from: usize,
+        most: usize,
+        mut each: impl FnMut(u32, &Object),
+    ) -> Option<usize> {
         let to = (from + most).min(self.slots.len());
         for slot in from..to {
             if let Some(object) = self.resident(slot as u32) {

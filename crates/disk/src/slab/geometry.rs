@@ -43,9 +43,8 @@ impl Geometry {
         let rest = described - 2 * manifest;
         let log = down((rest / 8).min(MOST_LOG)).max(LEAST_LOG).max(block);
         let snapshot = down((rest - 2 * log) / 2);
-        let segment = segment.unwrap_or_else(|| {
-            (capacity / 64).next_power_of_two().clamp(*SEGMENTS.start(), *SEGMENTS.end())
-        });
+        let segment = segment
+            .unwrap_or_else(|| (capacity / 64).next_power_of_two().clamp(*SEGMENTS.start(), *SEGMENTS.end()));
         let names = (capacity / segment + 1) * 64;
         let directories = 2 * block + names.next_multiple_of(block);
         let data = down(capacity.saturating_sub(described + directories));
@@ -90,7 +89,7 @@ impl Geometry {
     /// The most objects: a snapshot of all of them fits.
     pub(crate) fn objects(&self) -> u64 {
         let pages = self.snapshot / UNIT;
-        (pages - 1 - 2 * Self::tables(pages)) * super::format::PER_PAGE as u64
+        (pages - 1 - 2 * Self::tables(pages)) * super::pages::PER_PAGE as u64
     }
 
     /// Of a snapshot's pages, how many at most say which models and tenants there are; and as many, which layouts.

@@ -6,7 +6,8 @@ use std::path::Path;
 use kvstrata_core::{Error, ErrorKind, Result};
 use kvstrata_io::{Disk, Open};
 
-use super::format::{PAGE, Pages, Record, Replayed, SnapshotHead, replay};
+use super::format::{Record, Replayed, replay};
+use super::pages::{PAGE, Pages, SnapshotHead};
 use super::{File, log_name, parse_name, snapshot_name};
 
 const OP: &str = "read index";

@@ -104,7 +104,13 @@ impl<D: Disk> Writer<D> {
         Ok(())
     }
 
-    fn number(&mut self, scope: &Arc<KeyScope>, new: &mut Vec<usize>, out: &mut Vec<u8>, seq: &mut u64) -> u32 {
+    fn number(
+        &mut self,
+        scope: &Arc<KeyScope>,
+        new: &mut Vec<usize>,
+        out: &mut Vec<u8>,
+        seq: &mut u64,
+    ) -> u32 {
         let next = self.scopes.len() as u32;
         let address = Arc::as_ptr(scope) as usize;
         let (number, _) = self.scopes.entry(address).or_insert_with(|| {
@@ -116,7 +122,13 @@ impl<D: Disk> Writer<D> {
         *number
     }
 
-    fn write(&mut self, disk: &D, group: &[Entry], slab: &Slab<D>, durability: Durability) -> Result<(), NotWritten> {
+    fn write(
+        &mut self,
+        disk: &D,
+        group: &[Entry],
+        slab: &Slab<D>,
+        durability: Durability,
+    ) -> Result<(), NotWritten> {
         let Some(file) = self.file.clone() else { return Err(NotWritten::Full) };
         let (mut out, mut new, mut seq) = (Vec::with_capacity(group.len() * SLOT), Vec::new(), self.next);
         let (mut touched, mut sync) = (HashSet::new(), durability == Durability::Full);
@@ -142,7 +154,8 @@ impl<D: Disk> Writer<D> {
             new.iter().for_each(|address| drop(self.scopes.remove(address)));
             return Err(written.map_or_else(NotWritten::Failed, |()| NotWritten::Full));
         }
-        (self.at, self.next, self.records) = (self.at + out.len() as u64, seq, self.records + (seq - self.next));
+        (self.at, self.next, self.records) =
+            (self.at + out.len() as u64, seq, self.records + (seq - self.next));
         Ok(())
     }
 

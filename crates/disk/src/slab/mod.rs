@@ -21,14 +21,17 @@
 //! else goes on, and the old ones are removed. What the snapshot says may be newer than the beginning of its log; reading
 //! that log over it gives the same end.
 
+pub(crate) mod check;
 pub(crate) mod format;
 pub(crate) mod geometry;
 pub(crate) mod load;
 mod log;
+pub(crate) mod pages;
 mod place;
 mod recover;
+mod rewrite;
 mod segments;
-mod snapshot;
+pub(crate) mod snapshot;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -44,6 +47,7 @@ pub(crate) use geometry::Geometry;
 pub(crate) use log::Entry;
 use log::Writer;
 pub use place::Placed;
+pub use rewrite::{rewrite_log, rewrite_snapshot};
 pub(crate) use segments::Segments;
 
 /// The directory below the root.
@@ -124,21 +128,4 @@ pub(crate) fn parse_name(name: &OsStr) -> Option<File> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_come_back() {
-        for file in [File::Segment(7), File::Segment(123_456), File::Log(1), File::Snapshot(99)] {
-            let name = match file {
-                File::Segment(n) => segment_name(n),
-                File::Log(n) => log_name(n),
-                File::Snapshot(n) => snapshot_name(n),
-            };
-            assert_eq!(parse_name(OsStr::new(&name)), Some(file));
-        }
-        for name in ["", "log-", "log-01", "log-+1", "segment-7", "segment-00007 ", "snap-1", "log--1"] {
-            assert_eq!(parse_name(OsStr::new(name)), None, "{name}");
-        }
-    }
-}
+mod tests;

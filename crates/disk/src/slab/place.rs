@@ -58,13 +58,21 @@ impl<D: Disk> Store<D> {
                 Ok(true)
             }
             // Others have taken what was there: the store lives with what it has.
-            Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => Ok(false),
+            Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                Ok(false)
+            }
             Err(e) => Err(e),
         }
     }
 
     /// Finds a place, evicting what has to go; without waiting only if `wait` is off: `None` then, if there is none at once.
-    fn find_place(self: &Arc<Self>, charge: u64, slot: u32, generation: u64, wait: bool) -> Result<Option<u64>> {
+    fn find_place(
+        self: &Arc<Self>,
+        charge: u64,
+        slot: u32,
+        generation: u64,
+        wait: bool,
+    ) -> Result<Option<u64>> {
         /// Others may be faster again and again.
         const ROUNDS: u32 = 256;
         let slab = self.slab.as_ref().expect("a store of segments");
@@ -150,11 +158,14 @@ impl<D: Disk> Claim<D> {
     pub(crate) fn create_in_place(&mut self) -> Result<Created<D>> {
         let store = Arc::clone(self.store());
         let slab = store.slab.as_ref().expect("a store of segments");
-        let (segment, within) = slab.geometry.locate(self.place.expect("bytes are set aside before they are written"));
+        let (segment, within) =
+            slab.geometry.locate(self.place.expect("bytes are set aside before they are written"));
         let header = self.header().encode();
         loop {
-            let (file, direct) =
-                slab.segments.open(&*store.disk, segment, true, &store.modes).map_err(|e| self.io_error(e))?;
+            let (file, direct) = slab
+                .segments
+                .open(&*store.disk, segment, true, &store.modes)
+                .map_err(|e| self.io_error(e))?;
             match store.disk.write_all_at(&file, within, header.bytes()) {
                 Ok(()) => return Ok(Created { file, offset: within + HEADER_BYTES, direct }),
                 Err(e) if store.modes.direct_write.refused(direct, &e, &slab.segments.path(segment)) => {}
@@ -189,7 +200,12 @@ impl<D: Disk> Claim<D> {
     pub(crate) fn insertion(&self) -> Entry {
         let slot = self.slot.expect("not yet published");
         let object = self.store().index.lock().written(slot).clone();
-        Entry { vouched: object.found.digest.is_some(), record: Record::Insert(object), frees: None, done: None }
+        Entry {
+            vouched: object.found.digest.is_some(),
+            record: Record::Insert(object),
+            frees: None,
+            done: None,
+        }
     }
 
     /// The record is written, or not: the object is found from now on, or nothing is left of it.

@@ -77,7 +77,8 @@ impl<D: Disk> Segments<D> {
                     let place = if direct { &mut files.direct } else { &mut files.plain };
                     return Ok((Arc::clone(place.get_or_insert(file)), direct));
                 }
-                Err(e) if class.refused(direct, &e, &path) || modes.no_atime.refused(no_atime, &e, &path) => {}
+                Err(e) if class.refused(direct, &e, &path) || modes.no_atime.refused(no_atime, &e, &path) => {
+                }
                 Err(e) => return Err(e),
             }
         }

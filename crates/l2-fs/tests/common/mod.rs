@@ -1,13 +1,13 @@
 //! What the tests of the adapter share.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 
 use kvstrata_core::ObjectKey;
-use kvstrata_disk::{HEADER_BYTES, Writer, names};
+use kvstrata_disk::{HEADER_BYTES, Writer, walk};
 use kvstrata_io::{Disk, IoEngine, OsDisk};
 use kvstrata_testkit::conformance::{Damage, Device};
 use parking_lot::Mutex;
@@ -18,37 +18,65 @@ pub(crate) fn writer() -> Writer {
     Writer { pid: std::process::id(), id: NEXT.fetch_add(1 << 32, Ordering::Relaxed) }
 }
 
-/// The file of an object.
-pub(crate) fn object(root: &Path, key: &ObjectKey) -> PathBuf {
-    names::object_path(root, key.fingerprint256())
+/// The file that an object lies in, where its header is, and its payload's length.
+pub(crate) fn object<D: Disk>(disk: &D, root: &Path, key: &ObjectKey) -> (PathBuf, u64, u64) {
+    let mut found = None;
+    walk(disk, root, |listed| {
+        if let Ok((k, f)) = &listed.object
+            && k == key
+        {
+            found = Some((listed.path, listed.at, f.len));
+        }
+    })
+    .expect("a store");
+    found.expect("an object")
+}
+
+fn open(path: &Path) -> File {
+    OpenOptions::new().read(true).write(true).open(path).expect("the object's file")
 }
 
 pub(crate) fn flip(path: &Path, at: u64) {
-    let file = OpenOptions::new().read(true).write(true).open(path).expect("the object's file");
+    let file = open(path);
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).expect("a byte");
     byte[0] ^= 4;
     file.write_all_at(&byte, at).expect("a byte");
 }
 
-pub(crate) fn cut(path: &Path, by: u64) {
-    let file = OpenOptions::new().write(true).open(path).expect("the object's file");
-    let len = file.metadata().expect("its length").len();
-    file.set_len(len - by).expect("a shorter file");
+fn bytes(path: &Path, at: u64, len: u64) -> Vec<u8> {
+    let mut bytes = vec![0; len as usize];
+    open(path).read_exact_at(&mut bytes, at).expect("an object");
+    bytes
 }
 
 /// Damages the files of a store behind its back.
-pub(crate) fn damage(root: &Path, damage: Damage<'_>) -> bool {
+pub(crate) fn damage<D: Disk>(disk: &D, root: &Path, damage: Damage<'_>) -> bool {
     match damage {
-        Damage::Flip(key) => flip(&object(root, key), HEADER_BYTES + 1234),
-        // More than the padding of a direct write.
-        Damage::Truncate(key) => cut(&object(root, key), 5000),
-        Damage::Header(key) => flip(&object(root, key), 17),
+        Damage::Flip(key) => {
+            let (path, at, _) = object(disk, root, key);
+            flip(&path, at + HEADER_BYTES + 1234);
+        }
+        Damage::Truncate(key) => {
+            let (path, at, len) = object(disk, root, key);
+            if at == 0 {
+                // More than the padding of a direct write.
+                let end = open(&path).metadata().expect("its length").len();
+                open(&path).set_len(end - 5000).expect("a shorter file");
+            } else {
+                // Its neighbour's bytes follow: what was not written reads as zeros.
+                open(&path).write_all_at(&[0; 5000], at + HEADER_BYTES + len - 5000).expect("a write");
+            }
+        }
+        Damage::Header(key) => {
+            let (path, at, _) = object(disk, root, key);
+            flip(&path, at + 17);
+        }
         Damage::Swap(a, b) => {
-            let (a, b, aside) = (object(root, a), object(root, b), root.join("aside"));
-            std::fs::rename(&a, &aside).expect("a rename");
-            std::fs::rename(&b, &a).expect("a rename");
-            std::fs::rename(&aside, &b).expect("a rename");
+            let ((a, a_at, len), (b, b_at, _)) = (object(disk, root, a), object(disk, root, b));
+            let (one, other) = (bytes(&a, a_at, HEADER_BYTES + len), bytes(&b, b_at, HEADER_BYTES + len));
+            open(&a).write_all_at(&other, a_at).expect("a write");
+            open(&b).write_all_at(&one, b_at).expect("a write");
         }
     }
     true

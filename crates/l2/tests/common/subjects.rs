@@ -78,7 +78,7 @@ impl Factory for Files {
         let disk = Arc::new(OsDisk::new(OsOptions::default()).map_err(|e| Error::io("start threads", e))?);
         let config = FsConfig {
             max_capacity_gb: capacity.unwrap_or(0) as f64 / f64::from(1 << 30),
-            use_odirect: Switch(Wanted::Off),
+            use_odirect: Some(Switch(Wanted::Off)),
             ..FsConfig::new(dir.path().join("kv"))
         };
         let wrap = self.0;

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use kvstrata_config::AdapterSettings;
-use kvstrata_disk::{HEADER_BYTES, Manifest, Wanted};
+use kvstrata_disk::{HEADER_BYTES, Manifest, StoreLayout, Wanted, choose_layout};
 use kvstrata_io::{Disk, OsDisk, OsOptions, Support, probe};
 use kvstrata_l2_fs::FsConfig;
 use serde_json::Value;
@@ -76,7 +76,8 @@ fn files(name: &str, path: &Path, adapter: &AdapterSettings, findings: &mut Find
     capacity(&disk, &what("capacity"), path, gib(adapter, "max_capacity_gb"), can.space, findings);
 
     let unset = FsConfig::new(path);
-    let direct = wanted(adapter.keys().get("use_odirect"), unset.use_odirect.0);
+    let layout = layout(&disk, &what("layout"), path, adapter, findings);
+    let direct = wanted(adapter.keys().get("use_odirect"), unset.direct(layout));
     let instead = "use_odirect is false: through the page cache";
     support(&what("O_DIRECT reads"), direct, &can.direct_read, instead, findings);
     support(&what("O_DIRECT writes"), direct, &can.direct_write, instead, findings);
@@ -123,6 +124,35 @@ fn engine(
         }
         _ => findings.ok(what, "works"),
     }
+}
+
+/// How objects will lie in files, and why.
+fn layout(disk: &OsDisk, what: &str, path: &Path, adapter: &Adapter, findings: &mut Findings) -> StoreLayout {
+    let limit = Some(gib(adapter, "max_capacity_gb")).filter(|limit| *limit > 0);
+    let stored = Manifest::read(disk, path).ok().flatten().map(|manifest| manifest.layout());
+    let asked = match adapter.keys().get("layout").and_then(Value::as_str) {
+        Some("slab") => Some(StoreLayout::Slab),
+        Some("files") => Some(StoreLayout::Files),
+        _ => None,
+    };
+    if let (Some(stored), Some(asked)) = (stored, asked)
+        && stored != asked
+    {
+        let why =
+            format!("the store that is there is {}, and layout asks for {}", stored.name(), asked.name());
+        findings.add(what, State::Problem, why, "set layout to auto, or choose another base_path");
+        return stored;
+    }
+    let (layout, why) = match (stored, asked) {
+        (Some(stored), _) => (stored, "the store that is there keeps its layout".into()),
+        (None, Some(asked)) => (asked, "set by layout".into()),
+        (None, None) => match choose_layout(disk, path, limit) {
+            Ok(chosen) => chosen,
+            Err(e) => (StoreLayout::Files, e.to_string()),
+        },
+    };
+    findings.ok(what, format!("{}: {why}", layout.name()));
+    layout
 }
 
 /// What is at the path already.
