@@ -14,6 +14,7 @@ use kvstrata_disk::{Block, HEADER_BYTES, Header, Manifest, rewrite_index};
 use kvstrata_lmcache_files as lmcache_files;
 use kvstrata_lmcache_files::classic::ClassicName;
 use kvstrata_lmcache_files::flat::{self, Models};
+use kvstrata_disk::{Block, HEADER_BYTES, Header, Manifest, rewrite_index, rewrite_log, rewrite_snapshot};
 use kvstrata_testkit::trace;
 
 /// A decoder, and how much memory it may take for an input.
@@ -31,10 +32,13 @@ pub struct Target {
 
 /// All of them.
 pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target { name: "key", run: key, base: 16 << 10, per_byte: 16 },
     Target { name: "header", run: header, base: 64 << 10, per_byte: 16 },
     Target { name: "manifest", run: manifest, base: 64 << 10, per_byte: 128 },
     Target { name: "snapshot", run: snapshot, base: 64 << 10, per_byte: 64 },
+    Target { name: "slab_log", run: slab_log, base: 64 << 10, per_byte: 64 },
+    Target { name: "slab_snapshot", run: slab_snapshot, base: 1 << 20, per_byte: 64 },
     Target { name: "trace", run: trace, base: 64 << 10, per_byte: 256 },
     Target { name: "config_file", run: config_file, base: 1 << 20, per_byte: 1024 },
     Target { name: "config_flags", run: config_flags, base: 1 << 20, per_byte: 1024 },
@@ -156,6 +160,39 @@ pub fn snapshot(data: &[u8]) -> bool {
         }
     }
     as_it_is
+}
+
+/// The log of a store of segments: its good records, written again, are the same ones.
+pub fn slab_log(data: &[u8]) -> bool {
+    let Some(id) = data.get(16..32).and_then(|id| id.try_into().ok()) else {
+        assert!(rewrite_log(data, 0).is_err(), "{} bytes are no log", data.len());
+        return false;
+    };
+    let id = u128::from_le_bytes(id);
+    twice(rewrite_log(data, id), |first| rewrite_log(first, id))
+}
+
+/// The snapshot of a store of segments: the objects of its good pages, written again, are the same ones.
+pub fn slab_snapshot(data: &[u8]) -> bool {
+    let Some(id) = data.get(40..56).and_then(|id| id.try_into().ok()) else {
+        assert!(rewrite_snapshot(data, 0).is_err(), "{} bytes are no snapshot", data.len());
+        return false;
+    };
+    let id = u128::from_le_bytes(id);
+    twice(rewrite_snapshot(data, id), |first| rewrite_snapshot(first, id))
+}
+
+fn twice(
+    first: Result<Vec<u8>, Error>,
+    again: impl Fn(&[u8]) -> Result<Vec<u8>, Error>,
+) -> bool {
+    match first {
+        Err(e) => refused(&e, &[ErrorKind::Corrupt, ErrorKind::Mismatch]),
+        Ok(first) => {
+            assert!(again(&first).expect("what was written") == first, "written again it is not the same");
+            true
+        }
+    }
 }
 
 /// A trace of requests.

@@ -10,7 +10,7 @@ use kvstrata_io::OsDisk;
 use kvstrata_l2::{
     Answer, Checked, Context, Found, Get, GetItem, GetSink, Miss, Put, PutItem, PutSink, Stored, Verify,
 };
-use kvstrata_l2_fs::{FsConfig, FsStore, Sync, open_os};
+use kvstrata_l2_fs::{FsConfig, FsStore, LayoutChoice, Sync, open_os};
 use kvstrata_mem::{Allocate, HeapRegion, Pool, Slab, UNIT};
 use kvstrata_testkit::rng::mix;
 use kvstrata_testkit::{payload, trace};
@@ -28,6 +28,8 @@ pub const LONGEST: u64 = 48 << 10;
 pub struct How {
     /// Its directory.
     pub dir: PathBuf,
+    /// How objects lie in files.
+    pub layout: LayoutChoice,
     /// Its limit in bytes; 0 for none.
     pub capacity: u64,
     /// What a store waits for.
@@ -91,6 +93,7 @@ pub fn layout(id: u64) -> Layout {
 /// The settings of a store.
 pub fn settings(how: &How) -> FsConfig {
     FsConfig {
+        layout: how.layout,
         max_capacity_gb: how.capacity as f64 / (1u64 << 30) as f64,
         sync: how.sync,
         ..FsConfig::new(&how.dir)

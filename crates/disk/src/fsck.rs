@@ -194,7 +194,7 @@ pub fn fsck<D: Disk>(
         strangers: Vec::new(),
         manifest: state,
         snapshot: match &contents {
-            Some(contents) => contents.fault().map_or(FileState::Good, FileState::Bad),
+            Some(contents) => contents.state(),
             None => snapshot_state(disk, root, manifest.as_ref())?,
         },
         repaired: 0,

@@ -74,7 +74,7 @@ pub use put::{Begin, Claim, Created};
 pub use settings::{Durability, Quotas, Settings, StoreLayout, StoreStats, Wanted, Writer};
 pub use slab::Placed;
 #[doc(hidden)]
-pub use slab::{rewrite_log, rewrite_snapshot};
+pub use slab::{generate_index, rewrite_log, rewrite_snapshot};
 #[doc(hidden)]
 pub use snapshot::rewrite_index;
 pub use store::{Hold, NewObject, Store};

@@ -10,7 +10,7 @@ use kvstrata_disk::{FsckOptions, Writer, fsck};
 use kvstrata_io::{OsDisk, OsOptions};
 use kvstrata_l2::{Adapter, Breaker, BreakerOptions, Context, LimitOptions, Phase, Timer};
 use kvstrata_l2_fault::{Fault, FaultConfig, Injector};
-use kvstrata_l2_fs::{FsConfig, open_os};
+use kvstrata_l2_fs::{FsConfig, LayoutChoice, open_os};
 use kvstrata_l2_mock::{Mock, MockConfig};
 use kvstrata_manager::{
     AdapterOptions, Grant, Hits, InFlight, Layouts, LoadAnswer, LoadMode, Manager, Options, Parts, Reserved,
@@ -90,7 +90,10 @@ impl World {
         let inner = match &dir {
             None => Mock::open(&MockConfig::new(0.25, 1000.0), cx.clone()).expect("good settings").adapter(),
             Some(dir) => {
-                let config = FsConfig { max_capacity_gb: 0.25, ..FsConfig::new(dir.path()) };
+                // Half of the worlds have a file for each object, half have segments.
+                let layout =
+                    if unit.seed % 4 < 2 { LayoutChoice::Slab } else { LayoutChoice::Files };
+                let config = FsConfig { max_capacity_gb: 0.25, layout, ..FsConfig::new(dir.path()) };
                 let writer = Writer { pid: std::process::id(), id: unit.seed };
                 open_os(&config, cx.clone(), writer, vec![], None).expect("a new store").adapter()
             }

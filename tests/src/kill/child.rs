@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use kvstrata_core::{KeyMask, ObjectKey};
-use kvstrata_l2_fs::Sync;
+use kvstrata_l2_fs::{LayoutChoice, Sync};
 use kvstrata_manager::{Grant, Layouts, Manager, Options, Parts, Reserved, StoredHook, Wait};
 use kvstrata_mem::{HeapRegion, Slab};
 use kvstrata_testkit::payload;
@@ -27,6 +27,24 @@ pub enum Through {
     Manager,
     /// Through the adapter.
     Adapter,
+}
+
+/// How objects lie in files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum LayoutName {
+    /// Each in its own.
+    Files,
+    /// In segments.
+    Slab,
+}
+
+impl From<LayoutName> for LayoutChoice {
+    fn from(name: LayoutName) -> Self {
+        match name {
+            LayoutName::Files => Self::Files,
+            LayoutName::Slab => Self::Slab,
+        }
+    }
 }
 
 /// What a store waits for.
@@ -56,6 +74,9 @@ pub struct ChildArgs {
     /// The store's directory
     #[arg(long)]
     pub dir: PathBuf,
+    /// How objects lie in files
+    #[arg(long, value_enum)]
+    pub layout: LayoutName,
     /// The limit in bytes
     #[arg(long)]
     pub capacity: u64,
@@ -101,7 +122,13 @@ pub fn child(args: &ChildArgs) -> ExitCode {
 
 async fn store(args: &ChildArgs) -> Result<(), String> {
     let how =
-        How { dir: args.dir.clone(), capacity: args.capacity, sync: args.sync.into(), writer: args.seed };
+        How {
+            dir: args.dir.clone(),
+            layout: args.layout.into(),
+            capacity: args.capacity,
+            sync: args.sync.into(),
+            writer: args.seed,
+        };
     let shelf = Arc::new(Shelf::open(&how).map_err(|e| format!("open: {e}"))?);
     say("open");
     let end = Instant::now() + LIFE;

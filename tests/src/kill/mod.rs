@@ -16,7 +16,7 @@ use kvstrata_testkit::rng::Rng;
 use serde::Serialize;
 use tempfile::TempDir;
 
-pub use child::{ChildArgs, Syncs, Through, child};
+pub use child::{ChildArgs, LayoutName, Syncs, Through, child};
 
 use crate::report::{Progress, number, table};
 use crate::shelf::{BATCH, Got, How, Shelf, du, id_of, layout, names, scope};
@@ -82,6 +82,7 @@ pub struct Report {
 /// A directory and what is known of it.
 struct Place {
     name: &'static str,
+    layout: LayoutName,
     capacity: u64,
     /// Whether objects have to leave.
     churn: bool,
@@ -97,9 +98,17 @@ struct Place {
 }
 
 impl Place {
-    fn new(name: &'static str, capacity: u64, churn: bool, sync: Syncs, through: Through) -> Self {
+    fn new(
+        name: &'static str,
+        layout: LayoutName,
+        capacity: u64,
+        churn: bool,
+        sync: Syncs,
+        through: Through,
+    ) -> Self {
         Self {
             name,
+            layout,
             capacity,
             churn,
             sync,
@@ -113,7 +122,13 @@ impl Place {
     }
 
     fn how(&self, writer: u64) -> How {
-        How { dir: self.dir.path().into(), capacity: self.capacity, sync: self.sync.into(), writer }
+        How {
+            dir: self.dir.path().into(),
+            layout: self.layout.into(),
+            capacity: self.capacity,
+            sync: self.sync.into(),
+            writer,
+        }
     }
 
     /// What the process said; whether it had opened the store.
@@ -148,16 +163,21 @@ pub fn run(options: &Options, progress: &mut Progress) -> Report {
     let start = Instant::now();
     let mut rng = Rng::new(options.seed);
     let mut report = Report { seed: options.seed, ..Report::default() };
+    let (files, slab) = (LayoutName::Files, LayoutName::Slab);
     let mut places = [
-        Place::new("adapter, sync none, 4 MiB", 4 << 20, true, Syncs::None, Through::Adapter),
-        Place::new("manager, sync full, roomy", 1 << 30, false, Syncs::Full, Through::Manager),
-        Place::new("manager, sync none, 4 MiB", 4 << 20, true, Syncs::None, Through::Manager),
-        Place::new("adapter, sync data, roomy", 1 << 30, false, Syncs::Data, Through::Adapter),
+        Place::new("files, adapter, sync none, 4 MiB", files, 4 << 20, true, Syncs::None, Through::Adapter),
+        Place::new("slab, adapter, sync none, 4 MiB", slab, 4 << 20, true, Syncs::None, Through::Adapter),
+        Place::new("files, manager, sync full, roomy", files, 1 << 30, false, Syncs::Full, Through::Manager),
+        Place::new("slab, manager, sync full, roomy", slab, 1 << 30, false, Syncs::Full, Through::Manager),
+        Place::new("files, manager, sync none, 4 MiB", files, 4 << 20, true, Syncs::None, Through::Manager),
+        Place::new("slab, manager, sync none, 4 MiB", slab, 4 << 20, true, Syncs::None, Through::Manager),
+        Place::new("files, adapter, sync data, roomy", files, 1 << 30, false, Syncs::Data, Through::Adapter),
+        Place::new("slab, adapter, sync data, roomy", slab, 1 << 30, false, Syncs::Data, Through::Adapter),
     ];
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build();
     let runtime = runtime.expect("a runtime");
     for round in 0..options.rounds {
-        let place = &mut places[(round % 4) as usize];
+        let place = &mut places[(round % 8) as usize];
         let before = report.failures.len();
         if kill(options, place, &mut rng, &mut report) {
             runtime.block_on(look(place, &mut rng, &mut report));
@@ -182,6 +202,7 @@ fn kill(options: &Options, place: &mut Place, rng: &mut Rng, report: &mut Report
         .arg("--dir")
         .arg(place.dir.path())
         .args(["--capacity", &place.capacity.to_string()])
+        .args(["--layout", &name_of(place.layout)])
         .args(["--sync", &name_of(place.sync), "--through", &name_of(place.through)])
         .args(["--first", &place.next.to_string(), "--seed", &(rng.bits() | 1).to_string()])
         .stdin(Stdio::null())
@@ -287,7 +308,7 @@ async fn look(place: &mut Place, rng: &mut Rng, report: &mut Report) {
         wrong.push(format!("usage is above the capacity: {usage:?}"));
     }
     if usage.objects + usage.evicted != before.objects {
-        wrong.push(format!("{} objects are files, and the index has {usage:?}", before.objects));
+        wrong.push(format!("{} objects are there, and the index has {usage:?}", before.objects));
     }
     full(&mut wrong, report, "after opening");
     let unfinished = names(&dir.join(TMP));
@@ -327,7 +348,8 @@ async fn look(place: &mut Place, rng: &mut Rng, report: &mut Report) {
     report.failures.extend(wrong);
     place.next = place.next.max(ids.last().map_or(0, |id| id + 1));
     if !place.churn && listed.len() as u64 > ENOUGH {
-        *place = Place::new(place.name, place.capacity, place.churn, place.sync, place.through);
+        *place =
+            Place::new(place.name, place.layout, place.capacity, place.churn, place.sync, place.through);
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use kvstrata_disk::names::{MANIFEST, QUARANTINE, SNAPSHOT, object_name, object_path};
 use kvstrata_l2::Miss;
-use kvstrata_l2_fs::Sync;
+use kvstrata_l2_fs::{LayoutChoice, Sync};
 use kvstrata_testkit::rng::Rng;
 use serde::Serialize;
 use tempfile::TempDir;
@@ -166,7 +166,13 @@ impl World {
     fn open(&mut self) -> Result<(), String> {
         if self.shelf.is_none() {
             let how =
-                How { dir: self.dir.path().into(), capacity: 0, sync: Sync::None, writer: self.rng.bits() };
+                How {
+                    dir: self.dir.path().into(),
+                    layout: LayoutChoice::Files,
+                    capacity: 0,
+                    sync: Sync::None,
+                    writer: self.rng.bits(),
+                };
             self.shelf = Some(Shelf::open(&how).map_err(|e| format!("the store does not open: {e}"))?);
             self.report.opened += 1;
         }

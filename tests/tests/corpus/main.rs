@@ -156,6 +156,8 @@ decoders! {
     header: 20_000,
     manifest: 10_000,
     snapshot: 10_000,
+    slab_log: 10_000,
+    slab_snapshot: 2_000,
     trace: 10_000,
     config_file: 10_000,
     config_flags: 10_000,

@@ -13,6 +13,10 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "header" => keys().into_iter().enumerate().map(|(i, key)| block(key, i as u64)).collect(),
         "manifest" => manifests(),
         "snapshot" => indexes(),
+        "slab_log" => heads(include_bytes!("../../../crates/disk/tests/golden/slab-log-v1.bin"), 192),
+        "slab_snapshot" => {
+            heads(include_bytes!("../../../crates/disk/tests/golden/slab-snapshot-v1.bin"), 4096)
+        }
         "trace" => traces(),
         "config_file" => texts(&FILES),
         "config_flags" => texts(&FLAGS),
@@ -20,6 +24,12 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "lmcache" => texts(&LMCACHE),
         other => panic!("no target {other}"),
     }
+}
+
+/// All of it, half of it, and its head alone, in whole units.
+fn heads(golden: &[u8], unit: usize) -> Vec<Vec<u8>> {
+    let half = golden.len() / unit / 2 * unit;
+    [golden.len(), half, unit].map(|len| golden[..len].to_vec()).to_vec()
 }
 
 fn keys() -> Vec<ObjectKey> {

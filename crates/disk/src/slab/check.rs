@@ -15,7 +15,7 @@ use super::{DIR, File, log_name, parse_name, segment_name, snapshot_name};
 use crate::index::Object;
 use crate::names::{is_temp_name, temp_name};
 use crate::store::read_header;
-use crate::{Block, Fault, HEADER_BYTES, Listed, Manifest, Writer};
+use crate::{Block, Fault, FileState, HEADER_BYTES, Listed, Manifest, Writer};
 
 /// What a store of segments says it holds, in the order of places.
 #[derive(Debug)]
@@ -103,11 +103,18 @@ impl Contents {
         (self.dir.join(segment_name(segment)), at)
     }
 
-    /// What is wrong with the index itself.
-    pub(crate) fn fault(&self) -> Option<String> {
+    /// The state of the index itself.
+    pub(crate) fn state(&self) -> FileState {
         let l = &self.loaded;
-        (l.gap || l.rotten > 0)
-            .then(|| format!("{} parts of the index are rotten, others may be missing", l.rotten))
+        if l.snapshot.is_none() && l.from_log == 0 && l.rotten == 0 {
+            // It was just being made.
+            FileState::Missing
+        } else if l.gap || l.rotten > 0 {
+            let rotten = l.rotten;
+            FileState::Bad(format!("{rotten} parts of the index are rotten, others may be missing"))
+        } else {
+            FileState::Good
+        }
     }
 
     /// Writes the index anew with the objects that `stays` says, and removes what was there.

@@ -6,7 +6,7 @@ use std::path::Path;
 use kvstrata_core::{Error, ErrorKind, Result};
 use kvstrata_io::{Disk, Open};
 
-use super::format::{Record, Replayed, replay};
+use super::format::{Record, Replayed, SLOT, replay};
 use super::pages::{PAGE, Pages, SnapshotHead};
 use super::{File, log_name, parse_name, snapshot_name};
 
@@ -104,6 +104,8 @@ pub(crate) fn load<D: Disk>(
                 (out.next, first) = (out.next.max(replayed.next), Some(replayed.next));
                 out.log = (*epoch == out.epoch && !replayed.gap).then_some(replayed);
             }
+            // Its head was not written yet, and nothing is written before that.
+            Err(_) if *epoch == out.epoch && *epoch > from && bytes.len() <= SLOT => {}
             Err(e) if e.kind() == ErrorKind::Corrupt => {
                 tracing::warn!(dir = %dir.display(), epoch, error = %e, "a log of the index is no use");
                 out.rotten += 1;

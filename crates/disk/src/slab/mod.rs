@@ -47,7 +47,7 @@ pub(crate) use geometry::Geometry;
 pub(crate) use log::Entry;
 use log::Writer;
 pub use place::Placed;
-pub use rewrite::{rewrite_log, rewrite_snapshot};
+pub use rewrite::{generate_index, rewrite_log, rewrite_snapshot};
 pub(crate) use segments::Segments;
 
 /// The directory below the root.
