@@ -10,11 +10,10 @@ use std::path::Path;
 use crc_fast::{CrcAlgorithm, checksum};
 use kvstrata_config::{AdapterSettings, FileKind, Machine, Registry, Resolved, SettingsFile, Sources};
 use kvstrata_core::{Error, ErrorKind, encode};
-use kvstrata_disk::{Block, HEADER_BYTES, Header, Manifest, rewrite_index};
+use kvstrata_disk::{Block, HEADER_BYTES, Header, Manifest, rewrite_index, rewrite_log, rewrite_snapshot};
 use kvstrata_lmcache_files as lmcache_files;
 use kvstrata_lmcache_files::classic::ClassicName;
 use kvstrata_lmcache_files::flat::{self, Models};
-use kvstrata_disk::{Block, HEADER_BYTES, Header, Manifest, rewrite_index, rewrite_log, rewrite_snapshot};
 use kvstrata_testkit::trace;
 
 /// A decoder, and how much memory it may take for an input.
@@ -31,8 +30,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "key", run: key, base: 16 << 10, per_byte: 16 },
     Target { name: "header", run: header, base: 64 << 10, per_byte: 16 },
     Target { name: "manifest", run: manifest, base: 64 << 10, per_byte: 128 },

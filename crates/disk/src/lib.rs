@@ -1,10 +1,15 @@
 //! A directory as a store of chunks: the on-disk format, the index and its recovery, and the limit on bytes.
 //!
-//! Every object is a file of its own: a 4 KiB [`Header`] that says whose payload follows, what it is, and its digest; then
-//! the payload at [`HEADER_BYTES`]. Files are written under a name that nobody else has and published by a rename that
-//! does not replace, so an object is there whole or not at all. The index in memory answers lookups; it is rebuilt at the
-//! start from a snapshot and from the headers of what changed since, without reading payloads. Bytes are set aside before
-//! they are written, and objects are evicted when bytes are needed.
+//! An object is a 4 KiB [`Header`] that says whose payload follows, what it is, and its digest; then the payload. It lies in
+//! one of two ways ([`StoreLayout`]):
+//!
+//! - *Files*: it has a file of its own, written under a name that nobody else has and published by a rename that does not
+//!   replace. The index in memory is rebuilt at the start from a snapshot and from the headers of what changed since.
+//! - *Slab*: it has an extent of a segment that was set aside in advance. A log says which extents are whose, and the index
+//!   is rebuilt from it and its snapshot.
+//!
+//! Either way an object is there whole or not at all, lookups are answered from memory, and a start reads no payloads. Bytes
+//! are set aside before they are written, and objects are evicted when bytes are needed.
 //!
 //! ```
 //! use std::sync::Arc;

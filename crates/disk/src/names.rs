@@ -8,6 +8,7 @@
 //! | `ab/cd/<64 hex digits>.kv` | an object, named by its key's 256-bit fingerprint |
 //! | `tmp/` | files being written (the place is configurable) |
 //! | `quarantine/` | objects that turned out to be bad |
+//! | `slab/` | instead of the last four, in a store of segments: segments, log, snapshot |
 
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
