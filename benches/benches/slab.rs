@@ -51,7 +51,9 @@ impl Args {
                     args.objects = numbers.collect::<Result<_, _>>().map_err(bad)?;
                 }
                 "--figures" => args.figures = Some(value.into()),
-                _ => return Err(format!("{flag}: --dir, --gib, --rounds, --objects and --figures are taken")),
+                _ => {
+                    return Err(format!("{flag}: --dir, --gib, --rounds, --objects and --figures are taken"));
+                }
             }
         }
         Ok(args)
@@ -146,9 +148,16 @@ fn churn(args: &Args) -> Figures {
     let runtime = runtime.expect("a runtime");
     let mut table = Figures::new(
         "slab-churn",
-        &["full store, each new 1 MiB object evicts one", "slab MiB/s", "files MiB/s", "slab to files, same round", "mount"],
+        &[
+            "full store, each new 1 MiB object evicts one",
+            "slab MiB/s",
+            "files MiB/s",
+            "slab to files, same round",
+            "mount",
+        ],
     );
-    for (what, direct) in [("past the page cache", Wanted::Require), ("through the page cache", Wanted::Off)] {
+    for (what, direct) in [("past the page cache", Wanted::Require), ("through the page cache", Wanted::Off)]
+    {
         let full = |name: &str, layout| {
             let mut full = Full::new(&runtime, scratch(&args.dir, name), args.gib, layout, direct);
             full.store(&runtime, args.gib * 1024 + BATCH);
@@ -165,13 +174,7 @@ fn churn(args: &Args) -> Figures {
         }
         let ratio = median(a.iter().zip(&b).map(|(a, b)| b / a).collect());
         let rate = |times: &[f64]| format!("{:.0}", objects as f64 / least(times));
-        table.rows.push(vec![
-            what.into(),
-            rate(&a),
-            rate(&b),
-            format!("{ratio:.2}"),
-            mount_of(&args.dir),
-        ]);
+        table.rows.push(vec![what.into(), rate(&a), rate(&b), format!("{ratio:.2}"), mount_of(&args.dir)]);
     }
     table
 }
@@ -253,7 +256,14 @@ impl Disk for Sparse {
 fn start(args: &Args) -> Result<Figures, String> {
     let mut table = Figures::new(
         "slab-start",
-        &["index of a store of segments", "objects", "index bytes", "seconds", "objects/s", "reading the same bytes, seconds"],
+        &[
+            "index of a store of segments",
+            "objects",
+            "index bytes",
+            "seconds",
+            "objects/s",
+            "reading the same bytes, seconds",
+        ],
     );
     let disk = OsDisk::new(OsOptions { threads: 1, ..OsOptions::default() }).map_err(|e| e.to_string())?;
     let disk = Arc::new(Sparse(disk));

@@ -180,10 +180,7 @@ pub fn slab_snapshot(data: &[u8]) -> bool {
     twice(rewrite_snapshot(data, id), |first| rewrite_snapshot(first, id))
 }
 
-fn twice(
-    first: Result<Vec<u8>, Error>,
-    again: impl Fn(&[u8]) -> Result<Vec<u8>, Error>,
-) -> bool {
+fn twice(first: Result<Vec<u8>, Error>, again: impl Fn(&[u8]) -> Result<Vec<u8>, Error>) -> bool {
     match first {
         Err(e) => refused(&e, &[ErrorKind::Corrupt, ErrorKind::Mismatch]),
         Ok(first) => {

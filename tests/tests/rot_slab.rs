@@ -21,7 +21,8 @@ fn written(path: &PathBuf, used: u64) -> u64 {
 /// Does one of the things that devices do, to one of the files; whether any byte changed.
 fn rot(rng: &mut Rng, files: &[PathBuf], used: u64) -> bool {
     let path = &files[rng.below(files.len() as u64) as usize];
-    let (file, len) = (OpenOptions::new().read(true).write(true).open(path).expect("a file"), written(path, used));
+    let (file, len) =
+        (OpenOptions::new().read(true).write(true).open(path).expect("a file"), written(path, used));
     if len == 0 {
         return false;
     }

@@ -91,8 +91,7 @@ impl World {
             None => Mock::open(&MockConfig::new(0.25, 1000.0), cx.clone()).expect("good settings").adapter(),
             Some(dir) => {
                 // Half of the worlds have a file for each object, half have segments.
-                let layout =
-                    if unit.seed % 4 < 2 { LayoutChoice::Slab } else { LayoutChoice::Files };
+                let layout = if unit.seed % 4 < 2 { LayoutChoice::Slab } else { LayoutChoice::Files };
                 let config = FsConfig { max_capacity_gb: 0.25, layout, ..FsConfig::new(dir.path()) };
                 let writer = Writer { pid: std::process::id(), id: unit.seed };
                 open_os(&config, cx.clone(), writer, vec![], None).expect("a new store").adapter()

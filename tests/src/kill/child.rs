@@ -121,14 +121,13 @@ pub fn child(args: &ChildArgs) -> ExitCode {
 }
 
 async fn store(args: &ChildArgs) -> Result<(), String> {
-    let how =
-        How {
-            dir: args.dir.clone(),
-            layout: args.layout.into(),
-            capacity: args.capacity,
-            sync: args.sync.into(),
-            writer: args.seed,
-        };
+    let how = How {
+        dir: args.dir.clone(),
+        layout: args.layout.into(),
+        capacity: args.capacity,
+        sync: args.sync.into(),
+        writer: args.seed,
+    };
     let shelf = Arc::new(Shelf::open(&how).map_err(|e| format!("open: {e}"))?);
     say("open");
     let end = Instant::now() + LIFE;

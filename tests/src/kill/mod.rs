@@ -348,8 +348,7 @@ async fn look(place: &mut Place, rng: &mut Rng, report: &mut Report) {
     report.failures.extend(wrong);
     place.next = place.next.max(ids.last().map_or(0, |id| id + 1));
     if !place.churn && listed.len() as u64 > ENOUGH {
-        *place =
-            Place::new(place.name, place.layout, place.capacity, place.churn, place.sync, place.through);
+        *place = Place::new(place.name, place.layout, place.capacity, place.churn, place.sync, place.through);
     }
 }
 

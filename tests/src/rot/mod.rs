@@ -165,14 +165,13 @@ impl World {
 
     fn open(&mut self) -> Result<(), String> {
         if self.shelf.is_none() {
-            let how =
-                How {
-                    dir: self.dir.path().into(),
-                    layout: LayoutChoice::Files,
-                    capacity: 0,
-                    sync: Sync::None,
-                    writer: self.rng.bits(),
-                };
+            let how = How {
+                dir: self.dir.path().into(),
+                layout: LayoutChoice::Files,
+                capacity: 0,
+                sync: Sync::None,
+                writer: self.rng.bits(),
+            };
             self.shelf = Some(Shelf::open(&how).map_err(|e| format!("the store does not open: {e}"))?);
             self.report.opened += 1;
         }

@@ -106,8 +106,7 @@ pub fn generate_index<D: Disk>(
         }
         let place = Place { path: 0, at: next };
         next += charge;
-        let found =
-            Found { len, layout: Some(Layout::opaque(len)?.id()), digest: Some(Digest::from_u64(n)) };
+        let found = Found { len, layout: Some(Layout::opaque(len)?.id()), digest: Some(Digest::from_u64(n)) };
         Ok(Object { key, found, place, generation: n + 1, charge, used_at: n })
     };
     let new = Open { write: true, create_new: true, ..Open::default() };

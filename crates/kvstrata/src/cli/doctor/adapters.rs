@@ -127,7 +127,13 @@ fn engine(
 }
 
 /// How objects will lie in files, and why.
-fn layout(disk: &OsDisk, what: &str, path: &Path, adapter: &AdapterSettings, findings: &mut Findings) -> StoreLayout {
+fn layout(
+    disk: &OsDisk,
+    what: &str,
+    path: &Path,
+    adapter: &AdapterSettings,
+    findings: &mut Findings,
+) -> StoreLayout {
     let limit = Some(gib(adapter, "max_capacity_gb")).filter(|limit| *limit > 0);
     let stored = Manifest::read(disk, path).ok().flatten().map(|manifest| manifest.layout());
     let asked = match adapter.keys().get("layout").and_then(Value::as_str) {
