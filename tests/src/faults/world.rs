@@ -144,6 +144,7 @@ impl World {
             breaker: Some(breaker),
             // Room for what hangs: a limit that is always reached would leave nothing to inject into.
             limit: InFlight::Of(LimitOptions::new(4 << 20)),
+            stores: true,
         };
         manager.add_adapter(injector.adapter(), options).expect("the first of its name");
         Arc::new(Self {
