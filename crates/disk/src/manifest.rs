@@ -124,7 +124,7 @@ impl Manifest {
             None => same("layout", &m.layout, StoreLayout::Files.name())?,
             Some(bytes) => {
                 same("layout", &m.layout, StoreLayout::Slab.name())?;
-                if bytes % UNIT != 0 || !(1 << 20..=1 << 40).contains(&bytes) {
+                if !bytes.is_multiple_of(UNIT) || !(1 << 20..=1 << 40).contains(&bytes) {
                     return Err(
                         corrupt("segment_bytes is not a length of segments").with("segment_bytes", bytes)
                     );

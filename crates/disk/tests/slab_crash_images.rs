@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use common::{key, load, object, payload, put, settings, store_payload};
 use kvstrata_core::ErrorKind;
-use kvstrata_disk::{Durability, FsckOptions, Settings, Store, StoreLayout, Writer, fsck};
+use kvstrata_disk::{Durability, FileState, FsckOptions, Settings, Store, StoreLayout, Writer, fsck};
 use kvstrata_io::{CrashOptions, Disk, FileKind, SimDisk};
 use kvstrata_l2::{Miss, Stored};
 
@@ -146,7 +146,8 @@ impl History {
         match rng.below(16) {
             0..10 => self.put(n, v),
             10..13 => {
-                drop(self.store().hold(&key(n)).expect("a free key").remove(&key(n)).expect("a removal"))
+                let hold = self.store().hold(&key(n)).expect("a free key");
+                hold.remove(&key(n)).expect("a removal");
             }
             13 => self.store().write_snapshot(),
             clean => {
@@ -224,7 +225,11 @@ fn verify(h: &History, disk: &SimDisk, id: u64, after: usize, story: &str, tally
     store.close();
     let options = FsckOptions { payloads: true, repair: false, tmp: None, writer: Writer { pid: 7, id: 1 } };
     let report = fsck(disk, Path::new(ROOT), &options, |_, _| ()).expect("a check");
-    assert!(report.is_clean() && report.strangers.is_empty(), "{}: {report:?}", at());
+    // A header whose write was lost says nothing of a payload whose digest is right.
+    let bad = if h.durability == Durability::Full { report.bad.len() } else { 0 };
+    let clean =
+        report.snapshot == FileState::Good && report.orphans.is_empty() && report.strangers.is_empty();
+    assert!(clean && bad == 0, "{}: {report:?}", at());
 }
 
 fn histories(durability: Durability) -> Tally {

@@ -114,12 +114,10 @@ impl Extents {
     /// has to stay. Takes at most as much as is asked for, and what one object more takes.
     pub(crate) fn in_the_way(&self, units: u32, may: impl Fn(u32) -> Option<u64>) -> Option<Vec<u32>> {
         let mut best: Option<(u64, Vec<u32>)> = None;
-        let mut looked = 0;
-        for (len, at) in self.holes.iter().rev() {
+        for (looked, (len, at)) in self.holes.iter().rev().enumerate() {
             if looked >= LOOKED_AT && best.is_some() {
                 break;
             }
-            looked += 1;
             if let Some(found) = self.widened(*at, *at + u64::from(*len), units, &may)
                 && best.as_ref().is_none_or(|b| found.0 < b.0)
             {

@@ -78,7 +78,7 @@ impl Geometry {
     pub(crate) fn holds(&self, at: u64, bytes: u64) -> bool {
         let (segment, within) = self.locate(at);
         let end = within.checked_add(bytes);
-        at % UNIT == 0 && within >= UNIT && end.is_some_and(|end| end <= self.len_of(segment))
+        at.is_multiple_of(UNIT) && within >= UNIT && end.is_some_and(|end| end <= self.len_of(segment))
     }
 
     /// The most bytes that one object may take.

@@ -22,21 +22,18 @@ pub fn rewrite_log(bytes: &[u8], store_id: u128) -> Result<Vec<u8>> {
     let epoch = bytes.get(32..40).map_or(0, |b| u64::from_le_bytes(get(b, 0)));
     let mut records = Vec::new();
     let replayed = replay(bytes, store_id, epoch, None, |record| records.push(record))?;
-    let mut seq = 1;
-    let mut out = log_head(store_id, epoch, seq).to_vec();
+    let mut out = log_head(store_id, epoch, 1).to_vec();
     let mut scopes: HashMap<Vec<u8>, u32> = HashMap::new();
-    for record in &records {
+    for (n, record) in (1..).zip(&records) {
         let mut scope = 0;
         if let Record::Insert(object) = record {
             let (text, next) = (scope_text(object.key.scope()), scopes.len() as u32);
-            scope = *scopes.entry(text.clone()).or_insert_with(|| {
-                push_scope(next, &text, seq, epoch, &mut out);
-                seq += 1;
+            scope = *scopes.entry(text).or_insert_with_key(|text| {
+                push_scope(next, text, n + u64::from(next), epoch, &mut out);
                 next
             });
         }
-        push_record(record, scope, seq, epoch, &mut out);
-        seq += 1;
+        push_record(record, scope, n + scopes.len() as u64, epoch, &mut out);
     }
     debug_assert!(records.len() as u64 <= replayed.records);
     Ok(out)
