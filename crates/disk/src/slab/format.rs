@@ -29,12 +29,13 @@
 //! | 48 | 32 | fingerprint of the key |
 //! | 80 | 64 | chunk hash |
 //!
-//! **The log** is slots of 192 bytes. Each says its own number in the sequence and has its own checksum, so a torn tail is
-//! told from a gap.
+//! **The log** is slots of 192 bytes. Each says its own number in the sequence, how many records were written before it in the
+//! same write, and has its own checksum: so a write that was torn at the end is told from a gap.
 //!
 //! | offset | bytes | first slot | other slots |
 //! |---|---|---|---|
 //! | 0 | 8 | magic `KVSTRLOG` | kind (1 scope, 2 insert, 3 remove), slots of this record, length of a scope `u16` |
+//! | 4 | 4 | (magic) | records of the same write before this one |
 //! | 8 | 8 | version `u16`, 1 | number in the sequence |
 //! | 16 | 8 | store id | epoch |
 //! | 24 | 8 | (16 bytes) | record of 144 bytes; of a removal, generation and fingerprint only; a scope's number `u32` and text |
@@ -203,6 +204,15 @@ const SCOPE: u8 = 1;
 const INSERT: u8 = 2;
 const REMOVE: u8 = 3;
 
+/// Where in a log a record is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SlotAt {
+    pub(crate) seq: u64,
+    pub(crate) epoch: u64,
+    /// Records of the same write before it.
+    pub(crate) back: u32,
+}
+
 /// What happened to an object.
 #[derive(Clone, Debug)]
 pub(crate) enum Record {
@@ -230,7 +240,9 @@ pub(crate) fn scope_slots(text: usize) -> usize {
     (BODY + 4 + text + 8).div_ceil(SLOT)
 }
 
-fn slot_head(out: &mut [u8], kind: u8, slots: usize, seq: u64, epoch: u64) {
+fn slot_head(out: &mut [u8], kind: u8, slots: usize, at: SlotAt) {
+    let SlotAt { seq, epoch, back } = at;
+    set(out, 4, back.to_le_bytes());
     set(out, 0, [kind, slots as u8]);
     set(out, 8, seq.to_le_bytes());
     set(out, 16, epoch.to_le_bytes());
@@ -243,11 +255,11 @@ fn finish_slots(out: &mut [u8]) {
 }
 
 /// Appends a scope's definition.
-pub(crate) fn push_scope(number: u32, text: &[u8], seq: u64, epoch: u64, out: &mut Vec<u8>) {
+pub(crate) fn push_scope(number: u32, text: &[u8], at: SlotAt, out: &mut Vec<u8>) {
     let (from, slots) = (out.len(), scope_slots(text.len()));
     out.resize(from + slots * SLOT, 0);
     let out = &mut out[from..];
-    slot_head(out, SCOPE, slots, seq, epoch);
+    slot_head(out, SCOPE, slots, at);
     set(out, 2, (text.len() as u16).to_le_bytes());
     set(out, BODY, number.to_le_bytes());
     out[BODY + 4..BODY + 4 + text.len()].copy_from_slice(text);
@@ -255,20 +267,20 @@ pub(crate) fn push_scope(number: u32, text: &[u8], seq: u64, epoch: u64, out: &m
 }
 
 /// Appends what happened; `scope` is the number of an inserted object's scope.
-pub(crate) fn push_record(record: &Record, scope: u32, seq: u64, epoch: u64, out: &mut Vec<u8>) {
+pub(crate) fn push_record(record: &Record, scope: u32, at: SlotAt, out: &mut Vec<u8>) {
     let from = out.len();
     out.resize(from + SLOT, 0);
     let out = &mut out[from..];
     match record {
         Record::Insert(object) => {
-            slot_head(out, INSERT, 1, seq, epoch);
+            slot_head(out, INSERT, 1, at);
             encode_object(object, scope, 0, &mut out[BODY..BODY + RECORD]);
             if let Some(layout) = object.found.layout {
                 set(out, LAYOUT_AT, *layout.as_bytes());
             }
         }
         Record::Remove { fingerprint, generation } => {
-            slot_head(out, REMOVE, 1, seq, epoch);
+            slot_head(out, REMOVE, 1, at);
             set(out, BODY + 40, generation.to_le_bytes());
             set(out, BODY + 48, *fingerprint);
         }
@@ -336,6 +348,13 @@ pub(crate) fn replay(
             continue;
         };
         let seq = u64::from_le_bytes(get(record, 8));
+        let first_of_write = seq.saturating_sub(u32::from_le_bytes(get(record, 4)).into());
+        if seq != out.next && first_of_write <= out.next {
+            // What is missing is of the same write as this: nobody was told that any of it is done, unless more follows.
+            at += slots * SLOT;
+            torn = true;
+            continue;
+        }
         out.gap |= torn || seq != out.next;
         torn = false;
         let understood = match record[0] {

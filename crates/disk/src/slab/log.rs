@@ -10,7 +10,7 @@ use kvstrata_core::KeyScope;
 use kvstrata_io::{Disk, IoEngine, Open};
 use parking_lot::{Condvar, Mutex};
 
-use super::format::{Record, SLOT, log_head, push_record, push_scope, scope_slots, scope_text};
+use super::format::{Record, SLOT, SlotAt, log_head, push_record, push_scope, scope_slots, scope_text};
 use super::segments::set_aside;
 use super::{Slab, log_name};
 use crate::Durability;
@@ -114,7 +114,8 @@ impl<D: Disk> Writer<D> {
         let next = self.scopes.len() as u32;
         let address = Arc::as_ptr(scope) as usize;
         let (number, _) = self.scopes.entry(address).or_insert_with(|| {
-            push_scope(next, &scope_text(scope), *seq, self.epoch, out);
+            let back = (*seq - self.next) as u32;
+            push_scope(next, &scope_text(scope), SlotAt { seq: *seq, epoch: self.epoch, back }, out);
             *seq += 1;
             new.push(address);
             (next, Arc::clone(scope))
@@ -145,7 +146,8 @@ impl<D: Disk> Writer<D> {
                     0
                 }
             };
-            push_record(&entry.record, scope, seq, self.epoch, &mut out);
+            let at = SlotAt { seq, epoch: self.epoch, back: (seq - self.next) as u32 };
+            push_record(&entry.record, scope, at, &mut out);
             seq += 1;
         }
         let full = self.at + out.len() as u64 > slab.geometry.log;

@@ -7,7 +7,7 @@ use kvstrata_core::{Digest, Error, Layout, ObjectKey, Result};
 use kvstrata_io::{Disk, Open, SimDisk, SimOptions};
 use kvstrata_l2::Found;
 
-use super::format::{Record, extent_of, get, log_head, push_record, push_scope, replay, scope_text};
+use super::format::{Record, SlotAt, extent_of, get, log_head, push_record, push_scope, replay, scope_text};
 use super::pages::{PAGE, Pages, SnapshotHead};
 use super::snapshot::{SnapshotWriter, Tables};
 use super::{DIR, Geometry, Segments, log_name, snapshot_name};
@@ -29,11 +29,12 @@ pub fn rewrite_log(bytes: &[u8], store_id: u128) -> Result<Vec<u8>> {
         if let Record::Insert(object) = record {
             let (text, next) = (scope_text(object.key.scope()), scopes.len() as u32);
             scope = *scopes.entry(text).or_insert_with_key(|text| {
-                push_scope(next, text, n + u64::from(next), epoch, &mut out);
+                push_scope(next, text, SlotAt { seq: n + u64::from(next), epoch, back: 0 }, &mut out);
                 next
             });
         }
-        push_record(record, scope, n + scopes.len() as u64, epoch, &mut out);
+        let at = SlotAt { seq: n + scopes.len() as u64, epoch, back: 0 };
+        push_record(record, scope, at, &mut out);
     }
     debug_assert!(records.len() as u64 <= replayed.records);
     Ok(out)
@@ -120,9 +121,9 @@ pub fn generate_index<D: Disk>(
     }
     out.end(store_id, 1, objects + 1).map_err(io)?;
     let (mut log, mut seq) = (log_head(store_id, epoch, 1).to_vec(), 2);
-    push_scope(0, &scope_text(first.key.scope()), 1, epoch, &mut log);
+    push_scope(0, &scope_text(first.key.scope()), SlotAt { seq: 1, epoch, back: 0 }, &mut log);
     for n in in_snapshot..objects {
-        push_record(&Record::Insert(object(n)?), 0, seq, epoch, &mut log);
+        push_record(&Record::Insert(object(n)?), 0, SlotAt { seq, epoch, back: 0 }, &mut log);
         seq += 1;
     }
     let log_file = disk.open(&dir.join(log_name(epoch)), new).map_err(io)?;

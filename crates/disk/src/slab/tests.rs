@@ -6,7 +6,7 @@ use kvstrata_io::{Disk, Open, SimDisk};
 use kvstrata_l2::Found;
 use proptest::prelude::*;
 
-use super::format::{Record, Replayed, SLOT, log_head, push_record, push_scope, replay, scope_text};
+use super::format::{Record, Replayed, SLOT, SlotAt, log_head, push_record, push_scope, replay, scope_text};
 use super::pages::{PAGE, PER_PAGE, Pages, SnapshotHead};
 use super::snapshot::{SnapshotWriter, Tables};
 use super::*;
@@ -37,19 +37,23 @@ fn object(scopes: &[Arc<KeyScope>], n: u64) -> Object {
     }
 }
 
+fn at(seq: u64) -> SlotAt {
+    SlotAt { seq, epoch: 6, back: 0 }
+}
+
 fn log(records: u64) -> (Vec<u8>, Vec<Record>) {
     let (scopes, mut seq, mut all) = (scopes(), 40, Vec::new());
     let mut out = log_head(STORE, 6, seq).to_vec();
     for n in 0..records {
         if n < 2 {
-            push_scope(n as u32, &scope_text(&scopes[n as usize]), seq, 6, &mut out);
+            push_scope(n as u32, &scope_text(&scopes[n as usize]), at(seq), &mut out);
             seq += 1;
         }
         let record = match n % 5 {
             4 => Record::Remove { fingerprint: [n as u8; 32], generation: n },
             _ => Record::Insert(object(&scopes, n)),
         };
-        push_record(&record, n as u32 % 2, seq, 6, &mut out);
+        push_record(&record, n as u32 % 2, at(seq), &mut out);
         seq += 1;
         all.push(record);
     }
@@ -110,6 +114,23 @@ fn a_log_comes_back_and_only_to_its_store_and_epoch() {
             && replay(&bytes, STORE, 7, None, |_| ()).is_err()
     );
     assert!(replay(&bytes, STORE, 6, Some(39), |_| ()).unwrap().gap, "a record before it is missing");
+}
+
+/// A write that was torn at the end did not happen; if more follows it, something is missing.
+#[test]
+fn a_torn_write_at_the_end_is_no_gap() {
+    let (mut bytes, _) = log(4);
+    let (whole, end) = (bytes.len(), 40 + 6);
+    let gone = |n: u64| Record::Remove { fingerprint: [9; 32], generation: n };
+    for back in 0..3 {
+        push_record(&gone(back), 0, SlotAt { seq: end + back, epoch: 6, back: back as u32 }, &mut bytes);
+    }
+    bytes[whole + SLOT + 30] ^= 1;
+    let (replayed, back) = read_log(&bytes);
+    assert_eq!((replayed.gap, replayed.end, back.len()), (false, (whole + SLOT) as u64, 5));
+    push_record(&gone(7), 0, at(end + 3), &mut bytes);
+    let (replayed, back) = read_log(&bytes);
+    assert_eq!((replayed.gap, replayed.end, back.len()), (true, bytes.len() as u64, 6));
 }
 
 #[test]
