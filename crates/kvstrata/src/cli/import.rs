@@ -13,7 +13,7 @@ use kvstrata_io::{OsDisk, OsOptions};
 use kvstrata_l2::{
     Answer, Checked, Fail, Get, GetItem, GetSink, Probe, Put, PutItem, PutSink, Sink, Stored, Verify,
 };
-use kvstrata_lmcache_files::{FlatConfig, GdsConfig, LmcacheFs, LmcacheGds, Refused, scan_flat};
+use kvstrata_lmcache_files::{FlatConfig, GdsConfig, LmcacheFs, LmcacheGds, Refusal, Refused, scan_flat};
 use kvstrata_mem::{Allocate, MmapRegion, Pool, RegionOptions, Slab, UNIT};
 use serde::Serialize;
 use serde_json::json;
@@ -205,9 +205,10 @@ fn gds(args: &ImportArgs, cx: &BuildContext) -> Result<(Checked, Objects, Refuse
     let source = LmcacheGds::open_os(&config, cx.l2.clone(), cx.run)?;
     let wanted =
         |key: &ObjectKey| args.model.is_empty() || args.model.iter().any(|m| m == key.scope().model());
-    let objects = source.objects().into_iter().filter(|o| wanted(&o.key));
-    let objects = objects.map(|o| (o.key, o.header.layout)).collect();
-    let refused = source.stats().refused;
+    let (found, others): (Vec<_>, Vec<_>) = source.objects().into_iter().partition(|o| wanted(&o.key));
+    let objects = found.into_iter().map(|o| (o.key, o.header.layout)).collect();
+    let mut refused = source.stats().refused;
+    others.iter().for_each(|_| refused.add(Refusal::Foreign));
     Ok((Checked::new(source.adapter(), Verify::On, cx.l2.clone()), objects, refused))
 }
 
