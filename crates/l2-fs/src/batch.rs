@@ -6,12 +6,11 @@ use std::sync::Arc;
 
 use kvstrata_disk::{Claim, Created, Opened, Pin, Placed, Store};
 use kvstrata_io::{Completion, CompletionSink, Disk, IoBuf, IoEngine, IoOp};
-use kvstrata_l2::{Answer, GetSink, Loaded, PutSink, Stored, closed};
+use kvstrata_l2::{Answer, GetSink, Job, Loaded, PutSink, Stored, closed};
 use kvstrata_mem::ReadBuf;
 use parking_lot::Mutex;
 
 use crate::jobs::{Loading, Storing, fault_answer};
-use crate::latch::Job;
 
 /// An object whose header and payload are on their way. The fields are dropped in this order.
 struct Writing<D: Disk> {
@@ -219,7 +218,7 @@ impl<D: Disk> CompletionSink<D::File> for Reads<D> {
             Ok(got) => {
                 drop(opened);
                 match pin.finish(got as u64) {
-                    Ok(found) => Answer::Loaded(Loaded { buf, found, verified: false }),
+                    Ok(found) => Answer::Loaded(Loaded::new(buf, found)),
                     Err(fault) => fault_answer(fault, buf),
                 }
             }

@@ -9,9 +9,9 @@ use kvstrata_core::{Error, ErrorKind, Instant, Namespace, Result};
 use kvstrata_disk::{NewObject, Settings, Store, StoreLayout, StoreStats, Writer};
 use kvstrata_io::{Disk, IoEngine, OsDisk, OsOptions};
 use kvstrata_l2::{
-    Adapter, Answer, Context, Driver, Found, Get, GetSink, Keys, L2Desc, L2List, L2Quotas, L2Remove, L2Store,
-    L2Usage, ListPage, MemoryKinds, Miss, Pass, Probe, Put, PutSink, StoreUsage, Timer, closed, timed_out,
-    until,
+    Adapter, Answer, Context, Driver, Found, Get, GetSink, Idle, Keys, L2Desc, L2List, L2Quotas, L2Remove,
+    L2Store, L2Usage, ListPage, MemoryKinds, Miss, Pass, Probe, Put, PutSink, StoreUsage, Timer, closed,
+    latch, timed_out, until,
 };
 use kvstrata_mem::Allocate;
 use parking_lot::Mutex;
@@ -19,7 +19,6 @@ use parking_lot::Mutex;
 use crate::FsConfig;
 use crate::batch::{Incoming, Outgoing};
 use crate::jobs::{Loading, Storing, spawn_loads, wrong_length};
-use crate::latch::{Idle, latch};
 
 /// What the adapter is given instead of reaching for it.
 #[derive(Debug)]

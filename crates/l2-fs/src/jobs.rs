@@ -6,12 +6,11 @@ use std::sync::Arc;
 use kvstrata_core::{Error, ErrorKind, Result};
 use kvstrata_disk::{Begin, Claim, LoadFault, NewObject, Pin, Store, StoreLayout};
 use kvstrata_io::{Disk, IoEngine};
-use kvstrata_l2::{Answer, GetSink, Loaded, PutSink, Stored, closed};
+use kvstrata_l2::{Answer, GetSink, Job, Loaded, PutSink, Stored, closed};
 use kvstrata_mem::{ReadBuf, WriteBuf};
 use parking_lot::Mutex;
 
 use crate::batch::Outgoing;
-use crate::latch::Job;
 
 /// One object on its way to the disk. The fields are dropped in this order: the job counts as ended when the buffer is
 /// free.
@@ -188,7 +187,7 @@ impl<D: Disk> Loading<D> {
         }
         let answer = match read(&*store, &mut pin, &mut buf) {
             Ok(got) => match pin.finish(got) {
-                Ok(found) => Answer::Loaded(Loaded { buf, found, verified: false }),
+                Ok(found) => Answer::Loaded(Loaded::new(buf, found)),
                 Err(fault) => fault_answer(fault, buf),
             },
             Err(fault) => {

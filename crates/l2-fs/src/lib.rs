@@ -46,7 +46,6 @@ mod batch;
 mod config;
 mod fs;
 mod jobs;
-mod latch;
 
 pub use config::{Engine, EvictionConfig, FsConfig, LayoutChoice, Switch, Sync};
 pub use fs::{FsContext, FsStore, open_os};

@@ -284,7 +284,7 @@ impl Device {
             return Answer::Failed(e, Some(buf));
         }
         self.meter.count(|s| s.loaded_bytes += layout.bytes());
-        Answer::Loaded(Loaded { buf, found: object.found(), verified: false })
+        Answer::Loaded(Loaded::new(buf, object.found()))
     }
 }
 

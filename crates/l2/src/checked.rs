@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use kvstrata_core::{Affinity, Error, ErrorKind, Instant, Layout, ObjectKey, Result};
+use kvstrata_core::{Affinity, Digest, Error, ErrorKind, Instant, Layout, ObjectKey, Result};
 use kvstrata_mem::RegionKind;
 
 use crate::{
@@ -206,7 +206,7 @@ impl Judge {
 
     /// Whether the loaded bytes are those of the key: `Ok(verified)`, or the reason for a miss.
     fn check(&self, key: &ObjectKey, layout: &Layout, loaded: &Loaded) -> Result<bool, Miss> {
-        let Loaded { buf, found, .. } = loaded;
+        let Loaded { buf, found, passed, .. } = loaded;
         if found.layout.is_some_and(|id| id != layout.id()) {
             return Err(Miss::Layout);
         }
@@ -224,13 +224,19 @@ impl Judge {
         let Some(kept) = found.digest else {
             return unverified(&stats.unverified_no_digest);
         };
-        match digest_of_filled(key, layout.id(), buf) {
+        let digest = match passed {
+            Some(crc) if buf.region().kind() == RegionKind::Device => {
+                Ok(Digest::bind(*crc, key, layout.id(), found.len))
+            }
+            _ => digest_of_filled(key, layout.id(), buf),
+        };
+        match digest {
             Ok(digest) if digest == kept => {
                 CheckStats::add(&stats.verified, 1);
                 Ok(true)
             }
             Ok(_) => Err(Miss::Digest),
-            // Device memory is all that a digest is not made of.
+            // Device memory that no CPU saw being filled is all that a digest is not made of.
             Err(_) => unverified(&stats.unverified_device),
         }
     }

@@ -1,12 +1,54 @@
 //! Digests of buffers: the CRC-64/NVMe of the payload, bound to what it was stored as.
 
+use std::fmt;
+
 use kvstrata_core::{Digest, LayoutId, ObjectKey, Result};
 use kvstrata_mem::{ReadBuf, WriteBuf};
 
+/// The part of a digest that is of the bytes alone: for adapters that see a payload pass piece by piece on its way from or
+/// to memory that the CPU does not touch.
+///
+/// ```
+/// let mut crc = kvstrata_l2::PayloadCrc::new();
+/// crc.update(b"1234");
+/// crc.update(b"56789");
+/// assert_eq!(crc.finish(), 0xae8b_1486_0a79_9888);
+/// ```
+pub struct PayloadCrc(crc_fast::Digest);
+
+impl PayloadCrc {
+    /// Of no bytes.
+    pub fn new() -> Self {
+        Self(crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme))
+    }
+
+    /// The next bytes.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The CRC, to be bound with [`Digest::bind`].
+    pub fn finish(self) -> u64 {
+        self.0.finalize()
+    }
+}
+
+impl Default for PayloadCrc {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for PayloadCrc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PayloadCrc")
+    }
+}
+
 fn crc64(visit: impl FnOnce(&mut dyn FnMut(&[u8])) -> Result<()>) -> Result<u64> {
-    let mut crc = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
+    let mut crc = PayloadCrc::new();
     visit(&mut |piece| crc.update(piece))?;
-    Ok(crc.finalize())
+    Ok(crc.finish())
 }
 
 /// The digest of a payload that is about to be stored as `key` with this layout. Private memory is read in place, memory

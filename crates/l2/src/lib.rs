@@ -37,6 +37,7 @@ mod decorators;
 mod digest;
 mod driver;
 mod join;
+mod latch;
 mod request;
 mod sink;
 mod stats;
@@ -50,9 +51,10 @@ pub use decorators::{
     Breaker, BreakerOptions, BreakerState, BreakerView, Histogram, HistogramCounts, LimitCounts,
     LimitOptions, LimitState, Limited, Meter, MeterCounts, Metered, OpCounts, Phase,
 };
-pub use digest::{digest_of, digest_of_filled};
+pub use digest::{PayloadCrc, digest_of, digest_of_filled};
 pub use driver::{Context, Driver, Pass, Spawn, Task, closed, timed_out, until};
 pub use join::{Call, all};
+pub use latch::{Idle, Job, latch};
 pub use request::{Answer, Found, Get, GetItem, Keys, Loaded, Miss, Probe, Put, PutItem, Stored};
 pub use sink::{Answered, Claim, Fail, GetSink, PutSink, Receive, Sink};
 pub use stats::{CheckCounts, CheckStats};

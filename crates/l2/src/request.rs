@@ -15,7 +15,8 @@ pub struct PutItem {
     pub key: ObjectKey,
     /// What its bytes are.
     pub layout: Layout,
-    /// The digest to keep with it. [`crate::Checked`] fills it in, so an adapter sees `None` only where digests are off.
+    /// The digest to keep with it. [`crate::Checked`] fills it in, so an adapter sees `None` only where digests are off, and
+    /// for device memory: an adapter that sees those bytes pass makes their digest itself ([`crate::PayloadCrc`]).
     pub digest: Option<Digest>,
     /// The payload. The clone in here is a pin that the adapter drops when the device is finished.
     pub buf: ReadBuf,
@@ -92,8 +93,18 @@ pub struct Loaded {
     pub buf: WriteBuf,
     /// What was found, digest included.
     pub found: Found,
+    /// The CRC of the payload as it passed through the CPU on its way to memory that the CPU does not touch, from adapters
+    /// that see it pass. For other memory nobody asks: [`crate::Checked`] reads the bytes themselves.
+    pub passed: Option<u64>,
     /// Whether the digest was checked against the bytes. Set by [`crate::Checked`], false from every backend.
     pub verified: bool,
+}
+
+impl Loaded {
+    /// What an adapter answers.
+    pub fn new(buf: WriteBuf, found: Found) -> Self {
+        Self { buf, found, passed: None, verified: false }
+    }
 }
 
 /// Why a key is not there. Each reason is a metric label.

@@ -106,7 +106,7 @@ impl<D: Disk> Files<D> {
         }
         let path = self.data(&object);
         match self.read(&path, &object, &mut buf) {
-            Ok(Ok(())) => Answer::Loaded(Loaded { buf, found: found_of(&object), verified: false }),
+            Ok(Ok(())) => Answer::Loaded(Loaded::new(buf, found_of(&object))),
             Ok(Err(miss)) => {
                 // What it was is over; the next store writes it anew.
                 self.index.lock().remove(&key);

@@ -131,7 +131,7 @@ impl<D: Disk> Files<D> {
             match self.read(&path, layout.bytes(), &mut buf) {
                 Ok(Ok(())) => {
                     let found = Found { len: layout.bytes(), layout: None, digest: None };
-                    return Answer::Loaded(Loaded { buf, found, verified: false });
+                    return Answer::Loaded(Loaded::new(buf, found));
                 }
                 Ok(Err(miss)) => return Answer::Miss(miss, Some(buf)),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}

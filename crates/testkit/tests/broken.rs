@@ -170,7 +170,7 @@ impl L2Store for Broken {
                 }
                 (Defect::IgnoresLayouts, Answer::Miss(kvstrata_l2::Miss::Layout, Some(buf))) => {
                     let found = Found { len: buf.len() as u64, layout: None, digest: None };
-                    (i, Answer::Loaded(Loaded { buf, found, verified: false }))
+                    (i, Answer::Loaded(Loaded::new(buf, found)))
                 }
                 (_, a) => (i, a),
             };

@@ -122,7 +122,7 @@ impl Held {
             let answer = match self.has.lock().get(&item.key) {
                 Some((bytes, found)) => {
                     buf.write_at(0, bytes).unwrap();
-                    Answer::Loaded(Loaded { buf, found: *found, verified: false })
+                    Answer::Loaded(Loaded::new(buf, *found))
                 }
                 None => Answer::Miss(Miss::Absent, Some(buf)),
             };

@@ -1,16 +1,17 @@
-//! Counts the jobs of a request that still hold its buffers.
+//! Counts the jobs of a request that still hold its buffers, for adapters whose devices answer from threads of their own.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use kvstrata_l2::Pass;
-use parking_lot::Mutex;
+use kvstrata_mem::sync::Mutex;
 
-/// One job that holds buffers. Clones are further jobs.
+use crate::Pass;
+
+/// One job that holds buffers of a request. Clones are further jobs.
 #[derive(Debug)]
-pub(crate) struct Job(Arc<Shared>);
+pub struct Job(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared(Mutex<State>);
@@ -23,12 +24,23 @@ struct State {
     pass: Option<Pass>,
 }
 
-/// Resolves when the last job is gone.
+/// Resolves when the last job of a request is gone.
 #[derive(Debug)]
-pub(crate) struct Idle(Arc<Shared>);
+pub struct Idle(Arc<Shared>);
 
-/// The first job, and the wait for all of them. A shutdown waits for them too, whoever else does.
-pub(crate) fn latch(pass: Option<Pass>) -> (Job, Idle) {
+/// The first job of a request, and the wait for all of them. With the request's pass a shutdown waits for them too,
+/// whoever else does.
+///
+/// ```
+/// use kvstrata_l2::latch;
+///
+/// let (first, idle) = latch(None);
+/// let second = first.clone();
+/// drop((first, second)); // The device is done with both.
+/// # tokio::runtime::Builder::new_current_thread().build()?.block_on(idle);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub fn latch(pass: Option<Pass>) -> (Job, Idle) {
     let shared = Arc::new(Shared(Mutex::new(State { jobs: 1, waiting: None, pass })));
     (Job(Arc::clone(&shared)), Idle(shared))
 }
