@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
-use kvstrata_core::{KeyScope, ObjectKey, encode};
+use kvstrata_core::{Digest, KeyScope, ObjectKey, encode};
 use kvstrata_evict::{Access, Contained, Entry as PolicyEntry, EvictionPolicy, Removal, Slot, TenantId};
 use kvstrata_l2::{Found, Tenants};
 
@@ -256,6 +256,16 @@ impl<W> Index<W> {
         // Its pin is from now on that of the hold under which it was written.
         let before = self.by_print.insert(print, slot);
         debug_assert!(before.is_none(), "whoever publishes removed the old object first");
+    }
+
+    /// The digest of what is being written is known now.
+    pub(crate) fn set_digest(&mut self, slot: u32, digest: Digest) {
+        self.at_mut(slot).object.found.digest = Some(digest);
+    }
+
+    /// What is said of the object in a slot that the caller has pinned.
+    pub(crate) fn found_at(&self, slot: u32) -> &Found {
+        &self.at(slot).object.found
     }
 
     /// The object was not written.

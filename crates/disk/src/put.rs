@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use kvstrata_core::{Error, ErrorKind, Result};
+use kvstrata_core::{Digest, Error, ErrorKind, Result};
 use kvstrata_evict::Removal;
 use kvstrata_io::{Disk, Open};
 use kvstrata_l2::{Miss, Stored};
@@ -193,6 +193,21 @@ impl<D: Disk> Claim<D> {
 
     pub(crate) fn io_error(&self, e: io::Error) -> Error {
         Error::io("store object", e).with("key", &self.object.key).with("root", self.store().root.display())
+    }
+
+    /// Gives the digest, before [`Self::create`], where the payload is seen only after the store began: on its way from
+    /// memory that the CPU does not touch. Returns whether the same object is there already; then the claim is dropped,
+    /// and nothing is written.
+    pub fn set_digest(&mut self, digest: Digest) -> bool {
+        self.object.digest = Some(digest);
+        let store = Arc::clone(self.store());
+        let mut index = store.index.lock();
+        index.set_digest(self.slot.expect("not yet published"), digest);
+        let same = self.old.is_some_and(|old| *index.found_at(old) == self.object.found());
+        if same {
+            count(&store.counts.present);
+        }
+        same
     }
 
     /// Sets the bytes aside, evicting what has to go. Blocks.

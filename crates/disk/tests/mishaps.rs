@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use common::{key, load, payload, settings, store_payload};
 use kvstrata_core::{ErrorKind, Layout, Namespace};
-use kvstrata_disk::{Settings, Store, names};
+use kvstrata_disk::{Begin, Settings, Store, names};
 use kvstrata_io::{Disk, Fault, IoEngine, OpKind, Open, Rule, SimDisk, SimMode, SimOptions};
 use kvstrata_l2::{Miss, Stored};
 
@@ -302,4 +302,37 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_add(1, Relaxed);
     }
+}
+
+// --- a digest that is known only after the store began -------------------------------------------------------------
+
+#[test]
+fn a_late_digest_is_kept_and_tells_whether_the_object_is_there_already() {
+    let disk = SimDisk::default();
+    let store = open(&disk, 1);
+    let bytes = common::payload(1, 0, 5000);
+    let whole = common::object(1, &bytes);
+    let digest = whole.digest.expect("a digest");
+    let blind = kvstrata_disk::NewObject { digest: None, ..whole.clone() };
+    let begin = |object| match store.begin(&[object]).pop() {
+        Some(Begin::Claimed(claim)) => claim,
+        other => panic!("{other:?}"),
+    };
+    let mut claim = begin(blind.clone());
+    assert!(!claim.set_digest(digest), "nothing is there");
+    claim.reserve().unwrap();
+    let created = claim.create().unwrap();
+    disk.write_all_at(&created.file, created.offset, &bytes).unwrap();
+    claim.publish(created).unwrap();
+    assert_eq!(store.probe(&[key(1)]).unwrap()[0].unwrap().digest, Some(digest));
+    assert_eq!(load(&store, 1, 5000).unwrap(), bytes);
+
+    let mut again = begin(blind);
+    assert!(again.set_digest(digest), "the same object is there");
+    drop(again);
+    assert_eq!((store.stats().written, store.stats().present), (1, 1));
+    assert_eq!(load(&store, 1, 5000).unwrap(), bytes, "and stays");
+    drop(store);
+    let store = open(&disk, 2);
+    assert_eq!(store.probe(&[key(1)]).unwrap()[0].unwrap().digest, Some(digest), "the header has it too");
 }

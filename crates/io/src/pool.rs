@@ -87,6 +87,16 @@ impl<F: Send + Sync + fmt::Debug + 'static> ThreadPool<F> {
     }
 }
 
+impl ThreadPool<()> {
+    /// A pool for jobs alone: blocking work that is no transfer between a file and a buffer.
+    ///
+    /// # Errors
+    /// `InvalidInput` for no threads; what the system says if it refuses one.
+    pub fn for_jobs(name: &str, threads: usize) -> io::Result<Self> {
+        Self::new(name, threads, Box::new(|_| Err(io::ErrorKind::Unsupported.into())))
+    }
+}
+
 impl<F: 'static> Shared<F> {
     fn run(&self) {
         let mut queues = self.queues.lock();

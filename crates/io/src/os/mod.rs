@@ -6,6 +6,7 @@ mod uring;
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Error, ErrorKind, Result};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -77,6 +78,12 @@ impl OsDisk {
     pub fn new(options: OsOptions) -> Result<Self> {
         let rename_noreplace = options.rename_noreplace;
         Ok(Self { engine: OsEngine::new(options)?, rename_noreplace })
+    }
+}
+
+impl AsFd for OsFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 
