@@ -21,13 +21,14 @@ pub(crate) fn register(registry: Registry) -> Registry {
     registry
         .with(MockFactory)
         .with(FsFactory)
+        .with(crate::gds::GdsFactory)
         .with(LmcacheFsFactory)
         .with(LmcacheGdsFactory)
         .with_decorator(FaultFactory)
 }
 
 /// Settings in the adapter's own type: without the `type` that chose it, under the name it is to have, if it has one.
-fn read<T: DeserializeOwned>(settings: &AdapterSettings, name: Option<&str>) -> Result<T> {
+pub(crate) fn read<T: DeserializeOwned>(settings: &AdapterSettings, name: Option<&str>) -> Result<T> {
     let mut keys = settings.keys().clone();
     keys.remove("type");
     keys.remove("name");
@@ -56,7 +57,7 @@ fn key_at(text: &str, line: usize) -> Option<&str> {
 
 /// The settings with the sizes that are texts (`"512MiB"`) as numbers of GiB: those under `keys`, and all those in the
 /// objects under `maps`.
-fn sizes_in_gib(
+pub(crate) fn sizes_in_gib(
     settings: &AdapterSettings,
     keys: &[&'static str],
     maps: &[&'static str],

@@ -117,7 +117,6 @@ const NOT_BUILT: &[&str] = &[
     "native_plugin",
     "sagemaker_hyperpod",
     "sagemaker-hyperpod",
-    "gds",
 ];
 
 /// Keys that any adapter may have. Those of LMCache's that mean nothing here are read, and refused where they would matter.
@@ -174,8 +173,8 @@ impl Registry {
         Self::default()
     }
 
-    /// The types of this version: `mock`, `fs` with its other name `fs_native`, `lmcache_fs` and `lmcache_gds` over
-    /// directories of LMCache's, and `fault_inject` (also `fault`) around any other.
+    /// The types of this version: `mock`, `fs` with its other name `fs_native`, `gds`, `lmcache_fs` and
+    /// `lmcache_gds` over directories of LMCache's, and `fault_inject` (also `fault`) around any other.
     pub fn builtin() -> Self {
         crate::builtin::register(Self::new())
     }

@@ -96,7 +96,7 @@ fn each_bad_value_is_refused_with_its_name_its_place_and_what_would_do() {
             &["extra_config: use_odirct", "nearest is --extra-config-use-odirect"],
         ),
         ("extra_config", r#"{"mooncake_protocol":"rdma"}"#, &["Mooncake"]),
-        ("gds_path", "/d", &["GPUDirect Storage is not built in this version"]),
+        ("gds_path", "/d", &["GPUDirect Storage is an adapter here"]),
         ("remote_url", "mooncakestore://h", &["not built in this version"]),
         ("l1-manager", "{}", &["l1.size"]),
         ("local_disk", "/a,/b", &["several paths"]),

@@ -74,6 +74,7 @@ functions! {
         context_release = "cuDevicePrimaryCtxRelease_v2" (CUdevice);
         context_push = "cuCtxPushCurrent_v2" (CUcontext);
         context_pop = "cuCtxPopCurrent_v2" (*mut CUcontext);
+        pointer_attribute = "cuPointerGetAttribute" (*mut c_void, c_uint, CUdeviceptr);
         mem_info = "cuMemGetInfo_v2" (*mut usize, *mut usize);
         mem_alloc = "cuMemAlloc_v2" (*mut CUdeviceptr, usize);
         mem_free = "cuMemFree_v2" (CUdeviceptr);

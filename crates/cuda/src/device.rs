@@ -4,10 +4,11 @@ use core::ffi::{c_char, c_int};
 use std::ffi::CStr;
 use std::fmt;
 use std::marker::PhantomData;
+use std::ptr::NonNull;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use cudarc::driver::sys::{CUcontext, CUdevice, CUuuid};
+use cudarc::driver::sys::{CUcontext, CUdevice, CUdeviceptr, CUuuid};
 use kvstrata_core::{Affinity, Error, ErrorKind, Result, Retry};
 
 use crate::api::{Api, Code};
@@ -303,6 +304,22 @@ impl Device {
         // SAFETY: both places outlive the call.
         self.api().check(OP, unsafe { (self.api().mem_info)(&raw mut free, &raw mut all) })?;
         Ok((free as u64, all as u64))
+    }
+
+    /// The ordinal of the device whose memory is at an address.
+    ///
+    /// # Errors
+    /// What the driver says, for instance of an address that is no memory of its own.
+    pub fn owner_of(&self, address: NonNull<u8>) -> Result<u32> {
+        const OP: &str = "ask whose memory it is";
+        const DEVICE_ORDINAL: u32 = 9;
+        let _current = self.enter(OP)?;
+        let mut ordinal: c_int = -1;
+        let to = (&raw mut ordinal).cast();
+        let raw = address.as_ptr().expose_provenance() as CUdeviceptr;
+        // SAFETY: the attribute is an int, whose place outlives the call; the address is only looked up.
+        self.api().check(OP, unsafe { (self.api().pointer_attribute)(to, DEVICE_ORDINAL, raw) })?;
+        u32::try_from(ordinal).map_err(|_| Error::new(ErrorKind::NotFound, OP, "it is no device's memory"))
     }
 
     /// Makes the device's context the thread's current one, until the result is dropped; then the one before is current

@@ -37,6 +37,8 @@ pub use kvstrata_l2 as l2;
 pub use kvstrata_l2_fault as l2_fault;
 #[cfg(feature = "l2-fs")]
 pub use kvstrata_l2_fs as l2_fs;
+#[cfg(feature = "l2-gds")]
+pub use kvstrata_l2_gds as l2_gds;
 #[cfg(feature = "l2-mock")]
 pub use kvstrata_l2_mock as l2_mock;
 #[cfg(feature = "lmcache-files")]

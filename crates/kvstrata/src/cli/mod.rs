@@ -52,6 +52,11 @@ enum Command {
 
 /// Runs the command that the process was called with.
 pub(crate) fn main() -> ExitCode {
+    // The command tries cuFile for itself, in a process of its own that may never come back.
+    let mut told = std::env::args_os().skip(1);
+    if told.next().is_some_and(|first| first == kvstrata_config::PROBE_COMMAND) {
+        return kvstrata_l2_gds::child(told, kvstrata_l2_gds::cuda(), &mut std::io::stdout());
+    }
     let cli = Cli::parse();
     let filter = match EnvFilter::try_new(&cli.log) {
         Ok(filter) => filter,

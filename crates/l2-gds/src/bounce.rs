@@ -1,0 +1,175 @@
+//! Between GPU memory and pinned memory.
+
+use std::collections::HashMap;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use kvstrata_core::{Instant, Result};
+use kvstrata_l2::{PayloadCrc, Timer};
+use kvstrata_mem::{ReadBuf, WriteBuf};
+use parking_lot::Mutex;
+
+use crate::device::{Copies, Direction, Gpus};
+use crate::order::Order;
+use crate::stage::{Stage, User};
+
+/// The pinned memory and the streams.
+#[derive(Debug)]
+pub(crate) struct Bounce {
+    gpus: Arc<dyn Gpus>,
+    stage: Stage,
+    /// Streams that nobody uses, by GPU.
+    idle: Mutex<HashMap<u32, Vec<Box<dyn Copies>>>>,
+}
+
+impl Bounce {
+    /// # Errors
+    /// What the driver says of so much pinned memory.
+    pub(crate) fn new(gpus: Arc<dyn Gpus>, bytes: usize, timer: Arc<dyn Timer>) -> Result<Self> {
+        let stage = Stage::new(gpus.pinned(bytes)?, timer)?;
+        Ok(Self { gpus, stage, idle: Mutex::default() })
+    }
+
+    fn lane(&self, ordinal: u32) -> Result<Lane<'_>> {
+        let idle = self.idle.lock().get_mut(&ordinal).and_then(Vec::pop);
+        let copies = match idle {
+            Some(copies) => copies,
+            None => self.gpus.copies(ordinal)?,
+        };
+        Ok(Lane { of: self, ordinal, copies: Some(copies), dirty: false })
+    }
+
+    /// Copies a chunk from a GPU to pinned memory. Returns the pieces, and the CRC of what passed; the GPU does not touch
+    /// the chunk any more.
+    ///
+    /// # Errors
+    /// `TimedOut` waiting for memory; what the driver says.
+    pub(crate) fn gather(
+        &self,
+        from: &ReadBuf,
+        ordinal: u32,
+        order: &Order,
+        until: Instant,
+    ) -> Result<(Vec<ReadBuf>, u64)> {
+        let mut pieces = self.stage.take(User::Store, from.len(), until)?;
+        // Dropped before the pieces, also when something fails or panics: nothing is queued then.
+        let mut lane = self.lane(ordinal)?;
+        if let Some(event) = &order.after {
+            lane.copies().after(&**event)?;
+        }
+        let (mut marks, mut at) = (Vec::with_capacity(pieces.len()), 0);
+        for piece in &mut pieces {
+            let (to, len) = (piece.as_ptr(), piece.len());
+            // SAFETY: the piece is pinned memory of ours alone; the chunk is the GPU's, at least as long, and not written
+            // while it is sealed. Both outlive the lane.
+            unsafe { lane.copies().copy(Direction::ToHost, to, beyond(from.as_ptr(), at), len) }?;
+            marks.push(lane.copies().mark()?);
+            at += len;
+        }
+        if let Some(event) = &order.signal {
+            lane.copies().signal(&**event)?;
+        }
+        let mut crc = PayloadCrc::new();
+        for (piece, mark) in pieces.iter().zip(marks) {
+            lane.copies().reached(mark)?;
+            piece.visit(|bytes| crc.update(bytes))?;
+        }
+        lane.clean();
+        let sealed = pieces.into_iter().map(|piece| {
+            let len = piece.len();
+            piece.seal(len)
+        });
+        Ok((sealed.collect(), crc.finish()))
+    }
+
+    /// Pinned memory for a chunk that is to be read.
+    ///
+    /// # Errors
+    /// `TimedOut` waiting for it.
+    pub(crate) fn room(&self, len: usize, until: Instant) -> Result<Vec<WriteBuf>> {
+        self.stage.take(User::Load, len, until)
+    }
+
+    /// Begins to fill a chunk in GPU memory. The chunk has to outlive what is returned.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub(crate) fn scatter<'a>(&'a self, to: &'a WriteBuf, ordinal: u32, order: Order) -> Result<Scatter<'a>> {
+        let mut lane = self.lane(ordinal)?;
+        if let Some(event) = &order.after {
+            lane.copies().after(&**event)?;
+        }
+        Ok(Scatter { lane, pieces: Vec::new(), to, order })
+    }
+}
+
+/// A chunk that is being filled from pinned pieces. Fields are dropped in order: the lane waits for its copies first.
+#[derive(Debug)]
+pub(crate) struct Scatter<'a> {
+    lane: Lane<'a>,
+    pieces: Vec<WriteBuf>,
+    to: &'a WriteBuf,
+    order: Order,
+}
+
+impl Scatter<'_> {
+    /// Queues the copy of a piece to `at` in the chunk: as much of it as the chunk has there.
+    pub(crate) fn put(&mut self, piece: WriteBuf, at: usize) -> Result<()> {
+        let len = piece.len().min(self.to.len().saturating_sub(at));
+        let (from, to) = (piece.as_ptr(), beyond(self.to.as_ptr(), at));
+        self.pieces.push(piece);
+        // SAFETY: the piece is pinned memory that is not written any more and stays until the lane is drained; the chunk is
+        // the GPU's and ours alone, `len` bytes from there are in it, and it outlives this value.
+        unsafe { self.lane.copies().copy(Direction::ToDevice, to, from, len) }
+    }
+
+    /// Waits for all of it: the chunk is filled, and the pieces are free.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        if let Some(event) = &self.order.signal {
+            self.lane.copies().signal(&**event)?;
+        }
+        let mark = self.lane.copies().mark()?;
+        self.lane.copies().reached(mark)?;
+        self.lane.clean();
+        Ok(())
+    }
+}
+
+/// A stream in use. It goes back when nothing is queued any more.
+#[derive(Debug)]
+struct Lane<'a> {
+    of: &'a Bounce,
+    ordinal: u32,
+    copies: Option<Box<dyn Copies>>,
+    /// Whether anything may still be queued.
+    dirty: bool,
+}
+
+impl Lane<'_> {
+    fn copies(&mut self) -> &mut dyn Copies {
+        self.dirty = true;
+        &mut **self.copies.as_mut().expect("taken by the drop alone")
+    }
+
+    /// The last mark was reached.
+    fn clean(&mut self) {
+        self.dirty = false;
+    }
+}
+
+impl Drop for Lane<'_> {
+    fn drop(&mut self) {
+        let Some(mut copies) = self.copies.take() else { return };
+        if self.dirty {
+            // Something failed on the way. The stream may be in a bad state, so it is not used again.
+            copies.drain();
+            return;
+        }
+        self.of.idle.lock().entry(self.ordinal).or_default().push(copies);
+    }
+}
+
+/// An address in a buffer. A GPU's memory is none that Rust could do pointer arithmetic within.
+fn beyond(base: NonNull<u8>, at: usize) -> NonNull<u8> {
+    base.map_addr(|base| base.saturating_add(at))
+}

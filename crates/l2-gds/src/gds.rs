@@ -1,0 +1,556 @@
+//! The adapter.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::pin::Pin as Pinned;
+use std::sync::{Arc, Weak};
+
+use async_trait::async_trait;
+use kvstrata_core::{Error, ErrorKind, Instant, Namespace, Result};
+use kvstrata_disk::{NewObject, Settings, Store, StoreStats, Writer, names};
+use kvstrata_io::{IoEngine, OsDisk, OsOptions, ThreadPool};
+use kvstrata_l2::{
+    Adapter, Answer, Context, Driver, Found, Get, GetSink, Idle, Keys, L2Desc, L2List, L2Quotas, L2Remove,
+    L2Store, L2Usage, ListPage, MemoryKinds, Miss, Pass, Probe, Put, PutSink, StoreUsage, closed, latch,
+    timed_out, until,
+};
+use kvstrata_mem::{Allocate, Region, RegionWatch};
+use parking_lot::Mutex;
+
+use crate::bounce::Bounce;
+use crate::cufile::{Cufile, driver, library};
+use crate::device::Gpus;
+use crate::jobs::{Loading, Storing};
+use crate::measure::Bench;
+use crate::mounts::fs_of;
+use crate::order::{Order, Orders};
+use crate::way::{Asked, Choice, Facts, Way, choose, decided};
+use crate::{GdsConfig, Prober};
+
+/// What the adapter is given instead of reaching for it.
+#[derive(Debug)]
+pub struct GdsContext {
+    /// The file system, whose engine moves what passes the host. [`open_os`] makes one.
+    pub disk: Arc<OsDisk>,
+    /// The clock of all deadlines, and where the tasks that watch them run.
+    pub l2: Context,
+    /// Who writes: the process and a number drawn at random.
+    pub writer: Writer,
+    /// What will be stored; a store that was written with other settings is refused.
+    pub namespaces: Vec<Namespace>,
+    /// The GPUs ([`crate::cuda`]), or why there are none.
+    pub gpus: Result<Arc<dyn Gpus>>,
+    /// How cuFile is tried before it is used.
+    pub prober: Prober,
+    /// The memory that buffers come from, if it is known: cuFile registers a GPU's regions once.
+    pub memory: Option<Arc<dyn Allocate>>,
+    /// What engines say about single buffers. Share one among the adapters of an engine.
+    pub orders: Arc<Orders>,
+}
+
+/// An adapter over one directory. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct GdsStore(Arc<Inner>);
+
+/// Dropped in this order: cuFile lets go of files and memory before they are closed and unmapped.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    desc: L2Desc,
+    driver: Driver,
+    pub(crate) ways: BTreeMap<u32, Choice>,
+    pub(crate) workers: ThreadPool<()>,
+    cufile: Option<Arc<Cufile>>,
+    bounce: Option<Bounce>,
+    gpus: Result<Arc<dyn Gpus>>,
+    orders: Arc<Orders>,
+    /// Whether files hold many objects, so that they stay registered.
+    pub(crate) keeps_files: bool,
+    pub(crate) store: Arc<Store<OsDisk>>,
+}
+
+/// A disk for [`GdsContext::disk`], with as many threads as the settings ask for.
+///
+/// # Errors
+/// What the system says if it refuses a thread.
+pub fn os_disk(config: &GdsConfig) -> Result<Arc<OsDisk>> {
+    let options =
+        OsOptions { threads: config.threads(), thread_name: "kvs-gds-io".into(), ..OsOptions::default() };
+    OsDisk::new(options).map(Arc::new).map_err(|e| Error::io("start disk threads", e))
+}
+
+impl GdsStore {
+    /// Opens the store in `gds_path`, or makes one. Blocks while the index is recovered and the ways are tried.
+    ///
+    /// # Errors
+    /// Before anything is changed: `Invalid` names the key and what would be accepted; `Unavailable` what is missing for GPU
+    /// memory; `Mismatch` what differs from the store that is there; `Busy` if somebody else has it open. Then
+    /// `Unavailable` if a way is asked for that is not there, and `NoSpace`, `Io` as the device says.
+    pub fn open(config: &GdsConfig, cx: GdsContext) -> Result<Self> {
+        config.validate()?;
+        let about = |e: Error| e.with("adapter", &config.name);
+        if let Err(e) = &cx.gpus
+            && !config.allow_host
+        {
+            let e = e.clone().with("gds_path", config.gds_path.display());
+            return Err(about(e.with("allow_host", "true would let it work on host memory")));
+        }
+        for (key, why) in config.without_effect() {
+            tracing::warn!(adapter = %config.name, "{key} has no effect: {why}");
+        }
+        let store = Store::open(
+            cx.disk,
+            Settings {
+                root: config.gds_path.clone(),
+                tmp: None,
+                capacity: config.capacity()?,
+                policy: config.policy()?,
+                quotas: config.quotas()?,
+                durability: config.durability(),
+                direct: config.direct(),
+                no_atime: kvstrata_disk::Wanted::Try,
+                writer: cx.writer,
+                namespaces: cx.namespaces,
+            },
+        )
+        .map_err(about)?;
+        let keeps_files = false;
+        let workers = ThreadPool::for_jobs("kvs-gds", config.threads())
+            .map_err(|e| about(Error::io("start threads", e)))?;
+        let (mut ways, mut bounce, mut cufile) = (BTreeMap::new(), None, None);
+        if let Ok(gpus) = &cx.gpus {
+            let found = Opening {
+                asked: config.asked(),
+                bytes: config.bounce_bytes(),
+                gpus,
+                store: &store,
+                prober: &cx.prober,
+                l2: &cx.l2,
+                writer: cx.writer,
+            }
+            .ways()
+            .map_err(about)?;
+            (ways, bounce, cufile) = (found.ways, found.bounce, found.cufile.map(Arc::new));
+        }
+        if let (Some(cufile), Some(memory)) = (&cufile, &cx.memory) {
+            memory.watch_regions(Arc::new(Registers(Arc::downgrade(cufile))));
+        }
+        for (gpu, choice) in &ways {
+            tracing::info!(adapter = %config.name, path = %config.gds_path.display(), gpu, "GPU memory goes by {choice}");
+        }
+        let desc = L2Desc {
+            name: config.name.clone(),
+            alignment: 4096,
+            kinds: MemoryKinds { device: !ways.is_empty(), ..MemoryKinds::HOST },
+            max_batch: 4096,
+            durable: true,
+            shared: false,
+        };
+        let driver = Driver::new(cx.l2);
+        let (gpus, orders) = (cx.gpus, cx.orders);
+        Ok(Self(Arc::new(Inner {
+            desc,
+            driver,
+            ways,
+            workers,
+            cufile,
+            bounce,
+            gpus,
+            orders,
+            keeps_files,
+            store,
+        })))
+    }
+
+    /// The adapter with everything it offers.
+    pub fn adapter(&self) -> Adapter {
+        let store = &self.0.store;
+        Adapter {
+            store: Arc::new(self.clone()),
+            remove: Some(Arc::new(self.clone())),
+            list: Some(Arc::new(self.clone())),
+            usage: Some(Arc::new(self.clone())),
+            quotas: store.keeps_quotas().then(|| Arc::clone(store) as Arc<dyn L2Quotas>),
+        }
+    }
+
+    /// The way of each GPU's memory, by ordinal, and why it is that. Empty where there is no CUDA: host memory alone is
+    /// taken then.
+    pub fn ways(&self) -> &BTreeMap<u32, Choice> {
+        &self.0.ways
+    }
+
+    /// Where an engine says when buffers may be touched.
+    pub fn orders(&self) -> &Arc<Orders> {
+        &self.0.orders
+    }
+
+    /// How many files and memory regions cuFile knows of by this adapter.
+    pub fn registered(&self) -> (usize, usize) {
+        self.0.cufile.as_ref().map_or((0, 0), |cufile| cufile.registered())
+    }
+
+    /// The store underneath.
+    pub fn store(&self) -> &Arc<Store<OsDisk>> {
+        &self.0.store
+    }
+
+    /// What the store counted.
+    pub fn stats(&self) -> StoreStats {
+        self.0.store.stats()
+    }
+
+    fn begin_put(&self, request: Put, done: &PutSink, pass: &Pass) -> Idle {
+        let inner = &self.0;
+        let (job, idle) = latch(Some(pass.clone()));
+        let Put { items, deadline, affinity } = request;
+        let (mut objects, mut rest) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
+        for (position, item) in items.into_iter().enumerate() {
+            let order = inner.orders.take(&item.buf);
+            let route = fits("store object", item.buf.len(), item.layout.bytes())
+                .and_then(|()| inner.route(item.buf.region().kind(), &affinity));
+            match route {
+                Ok(route) => {
+                    let (layout, len) = (item.layout.id(), item.layout.bytes());
+                    objects.push(NewObject { key: item.key, layout, len, digest: item.digest });
+                    rest.push((position, item.buf, route, order));
+                }
+                Err(e) => drop(done.answer(position, Err(e))),
+            }
+        }
+        let begun = inner.store.begin(&objects);
+        // Head first, so that what a deadline or a limit cuts off is the tail.
+        for ((object, begin), (position, buf, route, order)) in objects.into_iter().zip(begun).zip(rest) {
+            let (inner, done, job) = (Arc::clone(inner), done.clone(), job.clone());
+            Storing { inner, buf, object, route, order, position, until: deadline, done, job }.go(begin);
+        }
+        idle
+    }
+
+    fn begin_get(&self, request: Get, done: &GetSink, pass: &Pass) -> Idle {
+        let inner = &self.0;
+        let (job, idle) = latch(Some(pass.clone()));
+        let Get { items, deadline, affinity } = request;
+        let (mut wanted, mut rest) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
+        for (position, item) in items.into_iter().enumerate() {
+            let order = inner.orders.take(&item.buf);
+            let route = fits("load object", item.buf.len(), item.layout.bytes())
+                .and_then(|()| inner.route(item.buf.region().kind(), &affinity));
+            match route {
+                Ok(route) => {
+                    wanted.push((item.key, item.layout.id()));
+                    rest.push((position, item.layout.bytes(), item.buf, route, order));
+                }
+                Err(e) => drop(done.answer(position, Answer::Failed(e, Some(item.buf)))),
+            }
+        }
+        let pins = match inner.store.pin(&wanted) {
+            Ok(pins) => pins,
+            Err(e) => {
+                for (position, _, buf, ..) in rest {
+                    done.answer(position, Answer::Failed(e.clone(), Some(buf)));
+                }
+                return idle;
+            }
+        };
+        for ((position, bytes, buf, route, order), pin) in rest.into_iter().zip(pins) {
+            match pin {
+                Ok(pin) if pin.found().len != bytes => {
+                    done.answer(position, Answer::Miss(Miss::Layout, Some(buf)));
+                }
+                Ok(pin) => {
+                    let (inner, done, job) = (Arc::clone(inner), done.clone(), job.clone());
+                    Loading { inner, pin, buf, route, order, position, until: deadline, done, job }.spawn();
+                }
+                Err(miss) => {
+                    done.answer(position, Answer::Miss(miss, Some(buf)));
+                }
+            }
+        }
+        idle
+    }
+}
+
+impl Inner {
+    pub(crate) fn bounce(&self) -> Result<&Bounce> {
+        self.bounce.as_ref().ok_or_else(|| absent("bounce buffers"))
+    }
+
+    pub(crate) fn cufile(&self) -> Result<&Cufile> {
+        self.cufile.as_deref().ok_or_else(|| absent("cuFile"))
+    }
+
+    pub(crate) fn gpus(&self) -> Result<&Arc<dyn Gpus>> {
+        self.gpus.as_ref().map_err(Clone::clone)
+    }
+
+    /// Runs `work`, which has no stream, where `order` wants it: this thread waits, not the engine's.
+    pub(crate) fn in_order<T>(
+        &self,
+        ordinal: u32,
+        order: &Order,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        if order.after.is_none() && order.signal.is_none() {
+            return work();
+        }
+        let mut copies = self.gpus()?.copies(ordinal)?;
+        if let Some(event) = &order.after {
+            copies.after(&**event)?;
+            let mark = copies.mark()?;
+            copies.reached(mark)?;
+        }
+        let done = work()?;
+        if let Some(event) = &order.signal {
+            copies.signal(&**event)?;
+        }
+        Ok(done)
+    }
+}
+
+fn absent(what: &'static str) -> Error {
+    Error::new(ErrorKind::Internal, "move GPU memory", "the adapter chose a way that it did not open")
+        .with("needs", what)
+}
+
+fn fits(operation: &'static str, buf: usize, layout: u64) -> Result<()> {
+    if buf as u64 == layout {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Invalid, operation, "the buffer is not as long as the layout says")
+        .with("buffer", buf)
+        .with("layout", layout))
+}
+
+/// Tells an adapter's cuFile of memory as long as there is one.
+struct Registers(Weak<Cufile>);
+
+impl RegionWatch for Registers {
+    fn added(&self, region: &Arc<dyn Region>) {
+        if let Some(cufile) = self.0.upgrade() {
+            cufile.added(region);
+        }
+    }
+
+    fn removed(&self, region: &Arc<dyn Region>) {
+        if let Some(cufile) = self.0.upgrade() {
+            cufile.removed(region);
+        }
+    }
+}
+
+/// What the choice of ways is made of.
+struct Opening<'a> {
+    asked: Asked,
+    bytes: usize,
+    gpus: &'a Arc<dyn Gpus>,
+    store: &'a Arc<Store<OsDisk>>,
+    prober: &'a Prober,
+    l2: &'a Context,
+    writer: Writer,
+}
+
+struct Opened {
+    ways: BTreeMap<u32, Choice>,
+    bounce: Option<Bounce>,
+    cufile: Option<Cufile>,
+}
+
+impl Opening<'_> {
+    fn ways(&self) -> Result<Opened> {
+        let root = std::fs::canonicalize(self.store.root()).unwrap_or_else(|_| self.store.root().to_owned());
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let fs = fs_of(&mounts, &root).unwrap_or("unknown").to_owned();
+        let decided = decided(self.asked, &fs)?;
+        let (mut ways, mut bounce, mut cufile) = (BTreeMap::new(), None, None);
+        // What holds for a machine is not asked for each of its GPUs anew.
+        let mut refused = None;
+        for ordinal in self.gpus.ordinals() {
+            let choice = match (&decided, &refused) {
+                (Some(choice), _) => choice.clone(),
+                (None, Some(why)) => choose(self.asked, &facts(&fs, Err(String::clone(why))))?,
+                (None, None) => {
+                    self.try_cufile(&fs, &root, ordinal, &mut bounce, &mut cufile, &mut refused)?
+                }
+            };
+            if choice.way == Way::Bounce && bounce.is_none() {
+                bounce = Some(self.bounce()?);
+            }
+            ways.insert(ordinal, choice);
+        }
+        if ways.values().all(|c| c.way == Way::Bounce) {
+            cufile = None;
+        }
+        if ways.values().all(|c| c.way != Way::Bounce) {
+            bounce = None;
+        }
+        Ok(Opened { ways, bounce, cufile })
+    }
+
+    fn bounce(&self) -> Result<Bounce> {
+        Bounce::new(Arc::clone(self.gpus), self.bytes, Arc::clone(&self.l2.timer))
+    }
+
+    fn try_cufile(
+        &self,
+        fs: &str,
+        root: &Path,
+        ordinal: u32,
+        bounce: &mut Option<Bounce>,
+        cufile: &mut Option<Cufile>,
+        refused: &mut Option<String>,
+    ) -> Result<Choice> {
+        let compat = self.asked.way == Some(Way::Compat);
+        let probe = self.temp(root, u64::from(ordinal) * 2);
+        let mut found = self.prober.ask(&probe, ordinal, compat);
+        if found.is_ok() && cufile.is_none() {
+            match library(&self.prober.search).and_then(|library| driver(&library, compat)) {
+                Ok(driver) => *cufile = Some(Cufile::new(driver, Arc::clone(self.gpus))),
+                Err(e) => found = Err(e.to_string()),
+            }
+        }
+        if let Err(why) = &found {
+            *refused = Some(why.clone());
+        }
+        let mut facts = facts(fs, found);
+        if self.asked.way.is_none()
+            && facts.direct.is_ok()
+            && let Some(cufile) = cufile
+        {
+            let bounce = match bounce {
+                Some(bounce) => bounce,
+                None => bounce.insert(self.bounce()?),
+            };
+            let (disk, timer, gpus) = (&**self.store.disk(), &*self.l2.timer, self.gpus);
+            let bench = Bench { disk, timer, gpus, bounce, cufile, ordinal };
+            match bench.run(&self.temp(root, u64::from(ordinal) * 2 + 1)) {
+                Ok(measured) => facts.measured = Some(measured),
+                Err(error) => tracing::warn!(%error, gpu = ordinal, "the ways could not be measured"),
+            }
+        }
+        choose(self.asked, &facts)
+    }
+
+    /// A file's name that only this run has, and that the next one removes if this one does not.
+    fn temp(&self, root: &Path, count: u64) -> std::path::PathBuf {
+        root.join(names::TMP).join(names::temp_name(self.writer.pid, !self.writer.id, count))
+    }
+}
+
+/// The answer is about whichever way was asked for.
+fn facts(fs: &str, found: Result<String, String>) -> Facts {
+    Facts { fs: fs.to_owned(), direct: found.clone(), compat: found, measured: None }
+}
+
+#[async_trait]
+impl L2Store for GdsStore {
+    fn desc(&self) -> &L2Desc {
+        &self.0.desc
+    }
+
+    async fn put(&self, request: Put, done: PutSink) {
+        const OP: &str = "store objects";
+        let deadline = request.deadline;
+        // Before any job begins, so that a shutdown either refuses the request or waits for it.
+        let pass = match self.0.driver.enter(OP, deadline) {
+            Ok(pass) => pass,
+            Err(e) => {
+                drop(request);
+                return done.answer_rest(|_| Err(e.clone()));
+            }
+        };
+        let idle = self.begin_put(request, &done, &pass);
+        self.0.driver.watch(pass, OP, deadline, done, idle).await;
+    }
+
+    async fn get(&self, request: Get, done: GetSink) {
+        const OP: &str = "load objects";
+        let deadline = request.deadline;
+        let pass = match self.0.driver.enter(OP, deadline) {
+            Ok(pass) => pass,
+            Err(e) => {
+                for (position, item) in request.items.into_iter().enumerate() {
+                    done.answer(position, Answer::Failed(e.clone(), Some(item.buf)));
+                }
+                return;
+            }
+        };
+        let idle = self.begin_get(request, &done, &pass);
+        self.0.driver.watch(pass, OP, deadline, done, idle).await;
+    }
+
+    async fn probe(&self, request: Probe) -> Vec<Result<Option<Found>>> {
+        let entered = self.0.driver.enter("look objects up", request.deadline);
+        match entered.and_then(|_pass| self.0.store.probe(&request.keys)) {
+            Ok(found) => found.into_iter().map(Ok).collect(),
+            Err(e) => request.keys.iter().map(|_| Err(e.clone())).collect(),
+        }
+    }
+
+    async fn shutdown(&self, deadline: Instant) -> Result<()> {
+        self.0.driver.shutdown(deadline).await?;
+        let store = Arc::clone(&self.0.store);
+        let (job, mut idle) = latch(None);
+        let close = Box::new(move || {
+            store.close();
+            drop(job);
+        });
+        if let Err(close) = self.0.workers.spawn(false, close) {
+            // The threads went first; the snapshot is written here instead.
+            close();
+        }
+        until(&**self.0.driver.timer(), deadline, Pinned::new(&mut idle))
+            .await
+            .ok_or_else(|| timed_out("shut adapter down", deadline))
+    }
+}
+
+#[async_trait]
+impl L2Remove for GdsStore {
+    async fn remove(&self, keys: Keys, deadline: Instant) -> Vec<Result<bool>> {
+        const OP: &str = "remove objects";
+        let pass = match self.0.driver.enter(OP, deadline) {
+            Ok(pass) => pass,
+            Err(e) => return keys.iter().map(|_| Err(e.clone())).collect(),
+        };
+        let answers: Arc<Mutex<Vec<Option<Result<bool>>>>> = Arc::new(Mutex::new(vec![None; keys.len()]));
+        let (job, mut idle) = latch(Some(pass));
+        for (at, key) in keys.iter().cloned().enumerate() {
+            let (answers, job, inner) = (Arc::clone(&answers), job.clone(), Arc::clone(&self.0));
+            inner.store.clone().hold_then(&key.clone(), move |hold| {
+                // The wait for the key may have ended here and now: removing blocks, so it is a thread's work.
+                drop(inner.workers.spawn(
+                    false,
+                    Box::new(move || {
+                        let removed = hold.remove(&key);
+                        drop(hold);
+                        answers.lock()[at] = Some(removed);
+                        drop(job);
+                    }),
+                ));
+            });
+        }
+        drop(job);
+        let late = match until(&**self.0.driver.timer(), deadline, Pinned::new(&mut idle)).await {
+            // A job that the threads refused was dropped.
+            Some(()) => closed(OP),
+            None => timed_out(OP, deadline),
+        };
+        answers.lock().iter_mut().map(|a| a.take().unwrap_or_else(|| Err(late.clone()))).collect()
+    }
+}
+
+#[async_trait]
+impl L2List for GdsStore {
+    async fn list(&self, cursor: Option<&str>, limit: usize) -> Result<ListPage> {
+        if self.0.driver.is_closed() {
+            return Err(closed("list objects"));
+        }
+        self.0.store.list(cursor, limit)
+    }
+}
+
+impl L2Usage for GdsStore {
+    fn usage(&self) -> StoreUsage {
+        self.0.store.usage()
+    }
+}

@@ -1,0 +1,117 @@
+//! Whole chunks between pieces of host memory and a file, through the disk's engine.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+
+use kvstrata_io::{Completion, CompletionSink, Disk, IoBuf, IoEngine, IoOp, OsDisk, OsFile};
+use kvstrata_mem::{ReadBuf, WriteBuf};
+
+struct ToChannel(Sender<Completion<OsFile>>);
+
+impl CompletionSink<OsFile> for ToChannel {
+    fn complete(&self, completion: Completion<OsFile>) {
+        // Whoever waits waits for all of them, so somebody is there.
+        let _ = self.0.send(completion);
+    }
+}
+
+/// A place in a file for `bytes` bytes of a chunk; for a file past the page cache they are whole blocks.
+#[derive(Clone)]
+pub(crate) struct Span {
+    pub(crate) file: Arc<OsFile>,
+    pub(crate) offset: u64,
+    pub(crate) bytes: usize,
+}
+
+impl Span {
+    /// The pieces' places. The last one is as long as what is left, which may be more than its length.
+    fn cut(&self, lens: impl ExactSizeIterator<Item = usize>) -> impl Iterator<Item = (usize, usize)> {
+        let (n, bytes, mut at) = (lens.len(), self.bytes, 0);
+        lens.enumerate().map(move |(i, len)| {
+            let len = if i + 1 == n { bytes - at } else { len };
+            at += len;
+            (at - len, len)
+        })
+    }
+
+    fn op(&self, tag: usize, at: usize, len: usize, buf: IoBuf) -> IoOp<OsFile> {
+        IoOp { tag: tag as u64, file: Arc::clone(&self.file), offset: self.offset + at as u64, len, buf }
+    }
+}
+
+/// Writes pieces one after another, all at once. Returns when the device is done with all of them.
+pub(crate) fn write(disk: &OsDisk, span: &Span, pieces: &[ReadBuf]) -> io::Result<()> {
+    let places = span.cut(pieces.iter().map(ReadBuf::len));
+    let ops = pieces.iter().zip(places).enumerate();
+    let ops = ops.map(|(i, (piece, (at, len)))| span.op(i, at, len, IoBuf::Write(piece.clone()))).collect();
+    let (to, completions) = channel();
+    disk.engine().submit(ops, Arc::new(ToChannel(to))).map_err(|rejected| rejected.why)?;
+    let mut failed = None;
+    for done in completions {
+        match done.result {
+            Ok(n) if n == done.op.len => {}
+            Ok(n) => {
+                failed =
+                    Some(io::Error::new(io::ErrorKind::WriteZero, format!("{n} of {} bytes", done.op.len)))
+            }
+            Err(e) => failed = Some(e),
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// Reads pieces, all at once, and hands each to `done` in their order with its place. Returns how many bytes there were in
+/// a row; when it does, the device is done with all of them. A failure brings back the pieces that were not handed on.
+pub(crate) fn read(
+    disk: &OsDisk,
+    span: &Span,
+    pieces: Vec<WriteBuf>,
+    mut done: impl FnMut(WriteBuf, usize),
+) -> Result<usize, (io::Error, Vec<WriteBuf>)> {
+    let places: Vec<_> = span.cut(pieces.iter().map(WriteBuf::len)).collect();
+    let ops = pieces.into_iter().zip(&places).enumerate();
+    let ops = ops.map(|(i, (piece, (at, len)))| span.op(i, *at, *len, IoBuf::Read(piece))).collect();
+    let (to, completions) = channel();
+    if let Err(rejected) = disk.engine().submit(ops, Arc::new(ToChannel(to))) {
+        let back = rejected.ops.into_iter().map(|op| into_piece(op.buf)).collect();
+        return Err((rejected.why, back));
+    }
+    let mut waiting: Vec<Option<(WriteBuf, usize)>> = places.iter().map(|_| None).collect();
+    let (mut next, mut got, mut ended) = (0, 0, false);
+    let (mut failed, mut back) = (None, Vec::new());
+    for completion in completions {
+        let (piece, i) = (into_piece(completion.op.buf), completion.op.tag as usize);
+        match completion.result {
+            Ok(n) => waiting[i] = Some((piece, n)),
+            Err(e) => {
+                failed = Some(e);
+                back.push(piece);
+            }
+        }
+        while let Some((piece, n)) = waiting.get_mut(next).and_then(Option::take) {
+            let (at, len) = places[next];
+            if !ended {
+                got += n;
+                done(piece, at);
+            }
+            // Behind the end of the file nothing counts.
+            ended |= n < len;
+            next += 1;
+        }
+    }
+    match failed {
+        None => Ok(got),
+        Some(e) => {
+            back.extend(waiting.into_iter().flatten().map(|(piece, _)| piece));
+            Err((e, back))
+        }
+    }
+}
+
+fn into_piece(buf: IoBuf) -> WriteBuf {
+    match buf {
+        IoBuf::Read(piece) => piece,
+        IoBuf::Write(_) => unreachable!("only reads were submitted"),
+    }
+}

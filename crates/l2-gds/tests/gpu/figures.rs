@@ -1,0 +1,473 @@
+//! Figures, on request only (`gds-bench [DIR]`): each ratio from interleaved runs of one process, medians of five rounds.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvstrata_core::Layout;
+use kvstrata_cuda::{Cuda, Transfer};
+use kvstrata_cufile_sys::{FileHandle, Library, Search};
+use kvstrata_l2::{Answer, Get, GetItem, GetSink, Put, PutItem, PutSink};
+use kvstrata_l2_gds::GdsWay;
+use kvstrata_mem::{Allocate, ReadBuf, Slab, UNIT, WriteBuf};
+use libtest_mimic::Failed;
+use parking_lot::Mutex;
+
+use crate::rig::{Gpu, Rig, folder, gpu0, key, library};
+
+const ROUNDS: usize = 5;
+const O_DIRECT: i32 = 0o40000;
+const MIB: usize = 1 << 20;
+
+pub(crate) fn main(dir: Option<PathBuf>) -> ExitCode {
+    let done = Gpu::open().map_err(Failed::from).and_then(|gpu| {
+        let own = folder();
+        let dir = dir.as_deref().unwrap_or(own.path());
+        ways(&gpu, dir)?;
+        memory(&gpu)?;
+        lmcache(&gpu, dir)
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("{}", e.message().unwrap_or("it failed"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn median(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
+}
+
+/// The medians of both directions, and of their ratios to another's in the same round.
+#[derive(Default)]
+struct Runs {
+    write: Vec<f64>,
+    read: Vec<f64>,
+}
+
+impl Runs {
+    fn add(&mut self, bytes: usize, write: Duration, read: Duration) {
+        self.write.push(bytes as f64 / write.as_secs_f64() / 1e9);
+        self.read.push(bytes as f64 / read.as_secs_f64() / 1e9);
+    }
+    fn show(&self) -> String {
+        if self.write.is_empty() {
+            return "      –       –".into();
+        }
+        format!("{:7.2} {:7.2}", median(self.write.clone()), median(self.read.clone()))
+    }
+    fn over(&self, other: &Self) -> String {
+        if self.write.is_empty() || other.write.is_empty() {
+            return "    –     –".into();
+        }
+        let ratio = |a: &[f64], b: &[f64]| median(a.iter().zip(b).map(|(a, b)| a / b).collect());
+        format!("{:5.2} {:5.2}", ratio(&self.write, &other.write), ratio(&self.read, &other.read))
+    }
+}
+
+// --- ways side by side ----------------------------------------------------------------------------------------------------
+
+fn ways(gpu: &Gpu, dir: &Path) -> Result<(), Failed> {
+    const TOTAL: usize = 512 * MIB;
+    println!(
+        "disk at {}: GB/s write read; ratios write read, medians of {ROUNDS} interleaved rounds",
+        dir.display()
+    );
+    println!(
+        "{:>9} {:>9} | {:^15} | {:^15} | {:^15} | {:^11} | {:^11}",
+        "block", "in flight", "raw disk", "bounce", "compat", "bounce/raw", "bounce/compat"
+    );
+    let raw = Raw::new(gpu, dir, TOTAL)?;
+    let bounce = gpu.store(&dir.join("bounce"), GdsWay::Bounce, |c| {
+        c.disk_io_threads = Some(8);
+        c.max_capacity_gb = 2.0;
+    })?;
+    let compat = gpu.store(&dir.join("compat"), GdsWay::Compat, |c| {
+        c.disk_io_threads = Some(8);
+        c.max_capacity_gb = 2.0;
+    });
+    if let Err(e) = &compat {
+        println!("compat is not here: {e}");
+    }
+    let mut next = 0;
+    for block in [MIB, 4 * MIB, 16 * MIB] {
+        for in_flight in [1, 4, 8] {
+            let (mut r, mut b, mut c) = (Runs::default(), Runs::default(), Runs::default());
+            for round in 0..=ROUNDS {
+                let (rw, rr) = raw.run(block, in_flight)?;
+                let (bw, br) = adapter(&bounce, &mut next, block, TOTAL, in_flight)?;
+                let by_compat = compat
+                    .as_ref()
+                    .ok()
+                    .map(|c| adapter(c, &mut next, block, TOTAL, in_flight))
+                    .transpose()?;
+                // The first lap is over space that was never written.
+                if round > 0 {
+                    r.add(TOTAL, rw, rr);
+                    b.add(TOTAL, bw, br);
+                    if let Some((w, read)) = by_compat {
+                        c.add(TOTAL, w, read);
+                    }
+                }
+            }
+            println!(
+                "{:>5} MiB {in_flight:>9} | {} | {} | {} | {} | {}",
+                block / MIB,
+                r.show(),
+                b.show(),
+                c.show(),
+                b.over(&r),
+                b.over(&c)
+            );
+        }
+    }
+    println!("bounce: {:?}", bounce.gds.ways());
+    bounce.close()
+}
+
+/// Plain direct reads and writes from pinned memory.
+struct Raw {
+    file: File,
+    pinned: Mutex<Vec<WriteBuf>>,
+    total: usize,
+    path: PathBuf,
+}
+
+impl Raw {
+    fn new(gpu: &Gpu, dir: &Path, total: usize) -> Result<Self, Failed> {
+        std::fs::create_dir_all(dir)?;
+        let path = dir.join("raw");
+        let mut how = OpenOptions::new();
+        how.read(true).write(true).create(true).truncate(true);
+        let file = how.clone().custom_flags(O_DIRECT).open(&path).or_else(|_| how.open(&path))?;
+        let pool = Slab::new(vec![gpu.gpus.pinned(128 * MIB)?])?.pool("raw", 128 * MIB as u64);
+        let pinned = (0..8).map(|_| pool.reserve(16 * MIB, UNIT)).collect::<kvstrata_core::Result<_>>()?;
+        Ok(Self { file, pinned: Mutex::new(pinned), total, path })
+    }
+
+    fn run(&self, block: usize, threads: usize) -> Result<(Duration, Duration), Failed> {
+        let mut bufs = self.pinned.lock();
+        let mut timed = |write: bool| -> Result<Duration, Failed> {
+            let begin = Instant::now();
+            std::thread::scope(|scope| {
+                let all: Vec<_> = bufs
+                    .iter_mut()
+                    .take(threads)
+                    .enumerate()
+                    .map(|(t, buf)| {
+                        scope.spawn(move || {
+                            let bytes = &mut buf.as_mut_slice().expect("host memory")[..block];
+                            for at in (t * block..self.total).step_by(threads * block) {
+                                if write {
+                                    self.file.write_all_at(bytes, at as u64)?;
+                                } else {
+                                    self.file.read_exact_at(bytes, at as u64)?;
+                                }
+                            }
+                            Ok::<_, std::io::Error>(())
+                        })
+                    })
+                    .collect();
+                all.into_iter().try_for_each(|t| t.join().expect("a thread"))
+            })?;
+            Ok(begin.elapsed())
+        };
+        Ok((timed(true)?, timed(false)?))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Stores and loads `total` bytes of GPU memory by an adapter, digests on, so many chunks at a time; then removes them.
+fn adapter(
+    rig: &Rig<'_>,
+    next: &mut u64,
+    block: usize,
+    total: usize,
+    in_flight: usize,
+) -> Result<(Duration, Duration), Failed> {
+    let keys: Vec<u64> = (*next..*next + (total / block) as u64).collect();
+    *next += keys.len() as u64;
+    let layout = Layout::opaque(block as u64)?;
+    let deadline = rig.cx.timer.now() + Duration::from_secs(300);
+    let failed = Arc::new(Mutex::new(None::<String>));
+
+    let mut bufs: Vec<ReadBuf> = Vec::new();
+    for t in 0..in_flight {
+        bufs.push(rig.gpu.chunk(t as u64, block)?.seal(block));
+    }
+    let begin = Instant::now();
+    rig.gpu.runtime.block_on(async {
+        let mut tasks = Vec::new();
+        for (t, buf) in bufs.into_iter().enumerate() {
+            let mine: Vec<u64> = keys.iter().copied().skip(t).step_by(in_flight).collect();
+            let (store, layout, failed) = (Arc::clone(&rig.checked), layout.clone(), Arc::clone(&failed));
+            tasks.push(tokio::spawn(async move {
+                for n in mine {
+                    let item =
+                        PutItem { key: key(n), layout: layout.clone(), digest: None, buf: buf.clone() };
+                    let failed = Arc::clone(&failed);
+                    let sink = PutSink::new(
+                        1,
+                        Arc::new(move |_: usize, a: kvstrata_core::Result<_>| {
+                            if let Err(e) = a {
+                                failed.lock().get_or_insert(e.to_string());
+                            }
+                        }),
+                    );
+                    store.put(Put { items: vec![item], deadline, affinity: gpu0() }, sink).await;
+                }
+            }));
+        }
+        for task in tasks {
+            task.await.expect("a task");
+        }
+    });
+    let write = begin.elapsed();
+
+    let mut bufs: Vec<WriteBuf> = Vec::new();
+    for _ in 0..in_flight {
+        bufs.push(rig.gpu.poisoned(block)?);
+    }
+    let begin = Instant::now();
+    rig.gpu.runtime.block_on(async {
+        let mut tasks = Vec::new();
+        for (t, buf) in bufs.into_iter().enumerate() {
+            let mine: Vec<u64> = keys.iter().copied().skip(t).step_by(in_flight).collect();
+            let (store, layout, failed) = (Arc::clone(&rig.checked), layout.clone(), Arc::clone(&failed));
+            tasks.push(tokio::spawn(async move {
+                let mut buf = Some(buf);
+                for n in mine {
+                    let Some(to) = buf.take() else { return };
+                    let item = GetItem { key: key(n), layout: layout.clone(), buf: to };
+                    let back = Arc::new(Mutex::new(None));
+                    let (at, failed) = (Arc::clone(&back), Arc::clone(&failed));
+                    let sink = GetSink::new(
+                        1,
+                        Arc::new(move |_: usize, a: Answer| match a {
+                            Answer::Loaded(loaded) => *at.lock() = Some(loaded.buf),
+                            other => drop(failed.lock().get_or_insert(format!("{other:?}"))),
+                        }),
+                    );
+                    store.get(Get { items: vec![item], deadline, affinity: gpu0() }, sink).await;
+                    buf = back.lock().take();
+                }
+            }));
+        }
+        for task in tasks {
+            task.await.expect("a task");
+        }
+    });
+    let read = begin.elapsed();
+    if let Some(why) = failed.lock().take() {
+        return Err(why.into());
+    }
+    let remove = rig.gds.adapter().remove.ok_or("it removes")?;
+    let keys: Vec<_> = keys.into_iter().map(key).collect();
+    rig.gpu.runtime.block_on(remove.remove(keys.into(), deadline));
+    Ok((write, read))
+}
+
+// --- files in memory --------------------------------------------------------------------------------------------------------
+
+fn memory(gpu: &Gpu) -> Result<(), Failed> {
+    const TOTAL: usize = 1024 * MIB;
+    let dir = tempfile::tempdir_in("/dev/shm")?;
+    println!(
+        "\nfiles in memory: GB/s of bounce reads, of reads of the same file into pinned memory by as many threads, of the copy engine"
+    );
+    let rig = gpu.store(dir.path(), GdsWay::Bounce, |c| c.disk_io_threads = Some(8))?;
+    let raw = Raw::new(gpu, dir.path(), TOTAL)?;
+    let device = Cuda::open()?.device(0)?;
+    let stream = device.stream()?;
+    let mut next = 0;
+    for block in [MIB, 4 * MIB, 16 * MIB] {
+        for in_flight in [1, 4, 8] {
+            let (mut reads, mut copies, mut engine, mut ratio) = (vec![], vec![], vec![], vec![]);
+            let pinned =
+                Slab::new(vec![gpu.gpus.pinned(block)?])?.pool("p", block as u64).reserve(block, UNIT)?;
+            let to = gpu.poisoned(block)?;
+            for round in 0..=ROUNDS {
+                let (_, bounce) = adapter(&rig, &mut next, block, TOTAL, in_flight)?;
+                let (_, memcpy) = raw.run(block, in_flight)?;
+                let begin = Instant::now();
+                for _ in 0..TOTAL / block {
+                    let up = Transfer { to: to.as_ptr(), from: pinned.as_ptr(), bytes: block };
+                    // SAFETY: both are so long and held until the stream was synchronised.
+                    unsafe { stream.copy(up) }?;
+                }
+                stream.synchronize()?;
+                let copied = begin.elapsed();
+                if round > 0 {
+                    let rate = |d: Duration| TOTAL as f64 / d.as_secs_f64() / 1e9;
+                    reads.push(rate(bounce));
+                    copies.push(rate(memcpy));
+                    engine.push(rate(copied));
+                    ratio.push(rate(bounce) / rate(memcpy).min(rate(copied)));
+                }
+            }
+            println!(
+                "{:>5} MiB {in_flight:>2} in flight: bounce {:6.2}  memcpy {:6.2}  copy engine {:6.2}  ratio to the lesser {:.2}",
+                block / MIB,
+                median(reads),
+                median(copies),
+                median(engine),
+                median(ratio)
+            );
+        }
+    }
+    rig.close()
+}
+
+// --- LMCache's layout -------------------------------------------------------------------------------------------------------
+
+/// A file for each chunk, with a 4 KiB header and a second file that repeats it, each made under another name and renamed.
+fn lmcache(gpu: &Gpu, dir: &Path) -> Result<(), Failed> {
+    const TOTAL: usize = 512 * MIB;
+    const THREADS: usize = 4;
+    println!(
+        "\nchunks, {THREADS} at a time: GB/s write read by LMCache's layout and by the adapter, and the ratios"
+    );
+    let search = Search { explicit: library(), ..Search::default() };
+    // SAFETY: the names are NVIDIA's, or what the caller gives as that.
+    let cufile = unsafe { Library::open(&search) }.ok();
+    let hazard = kvstrata_cufile_sys::open_hazard();
+    let there = gpu.has(GdsWay::Compat);
+    let driver = match (cufile, hazard, &there) {
+        (Some(library), None, Ok(())) => {
+            library.set_bool(kvstrata_cufile_sys::BoolParam::ALLOW_COMPAT_MODE, true).ok();
+            library.open_driver().ok()
+        }
+        _ => None,
+    };
+    let how = if driver.is_some() {
+        "cuFile, a handle for each chunk"
+    } else {
+        "no cuFile here: plain files and pageable copies"
+    };
+    println!("LMCache's layout by {how}");
+    let rig = gpu.store(&dir.join("chunks"), GdsWay::Bounce, |c| c.max_capacity_gb = 2.0)?;
+    let device = Cuda::open()?.device(0)?;
+    let mut next = 1 << 32;
+    for block in [MIB, 4 * MIB] {
+        let (mut theirs, mut ours) = (Runs::default(), Runs::default());
+        for round in 0..=ROUNDS {
+            let files = tempfile::tempdir_in(dir)?;
+            let chunks: Vec<WriteBuf> =
+                (0..THREADS).map(|t| gpu.chunk(t as u64, block)).collect::<kvstrata_core::Result<_>>()?;
+            let run = |write: bool| -> Result<Duration, Failed> {
+                let begin = Instant::now();
+                std::thread::scope(|scope| {
+                    let all: Vec<_> = chunks
+                        .iter()
+                        .enumerate()
+                        .map(|(t, buf)| {
+                            let (files, driver, device) = (files.path(), driver.as_ref(), &device);
+                            scope.spawn(move || {
+                                let _current = device.make_current().map_err(|e| e.to_string())?;
+                                let stream = device.stream().map_err(|e| e.to_string())?;
+                                let mut page = vec![0u8; if driver.is_some() { 0 } else { block }];
+                                for n in (t..TOTAL / block).step_by(THREADS) {
+                                    let path = files.join(format!("{n}.kvcache.safetensors"));
+                                    let done = if write {
+                                        store_chunk(driver, &stream, buf, &path, &mut page)
+                                    } else {
+                                        load_chunk(driver, &stream, buf, &path, &mut page)
+                                    };
+                                    done.map_err(|e| e.message().unwrap_or("failed").to_owned())?;
+                                }
+                                Ok::<_, String>(())
+                            })
+                        })
+                        .collect();
+                    all.into_iter().try_for_each(|t| t.join().expect("a thread"))
+                })?;
+                Ok(begin.elapsed())
+            };
+            let (tw, tr) = (run(true)?, run(false)?);
+            drop(chunks);
+            let (ow, or) = adapter(&rig, &mut next, block, TOTAL, THREADS)?;
+            if round > 0 {
+                theirs.add(TOTAL, tw, tr);
+                ours.add(TOTAL, ow, or);
+            }
+        }
+        println!(
+            "{:>5} MiB: theirs {} ours {} ratio {}",
+            block / MIB,
+            theirs.show(),
+            ours.show(),
+            ours.over(&theirs)
+        );
+    }
+    rig.close()
+}
+
+type Driver = Arc<kvstrata_cufile_sys::Driver>;
+
+fn store_chunk(
+    driver: Option<&Driver>,
+    stream: &kvstrata_cuda::Stream,
+    buf: &WriteBuf,
+    path: &Path,
+    page: &mut [u8],
+) -> Result<(), Failed> {
+    let header = [b' '; 4096];
+    let tmp = path.with_extension("tmp1");
+    std::fs::write(&tmp, header)?;
+    let file = OpenOptions::new().read(true).write(true).open(&tmp)?;
+    if let Some(driver) = driver {
+        let handle = FileHandle::register(driver, file).map_err(|f| f.to_string())?;
+        // SAFETY: the chunk is the GPU's memory, held by the caller, whose thread has the GPU's context.
+        let n = unsafe { handle.write(buf.region().base(), buf.extent().offset, buf.len(), 4096) };
+        if n.map_err(|f| f.to_string())? != buf.len() {
+            return Err("a short write".into());
+        }
+    } else {
+        let down =
+            Transfer { to: std::ptr::NonNull::from(&mut *page).cast(), from: buf.as_ptr(), bytes: buf.len() };
+        // SAFETY: both are so long and held until the stream was synchronised.
+        unsafe { stream.copy(down) }?;
+        stream.synchronize()?;
+        file.write_all_at(page, 4096)?;
+    }
+    std::fs::rename(&tmp, path)?;
+    let tmp = path.with_extension("tmp2");
+    std::fs::write(&tmp, header)?;
+    Ok(std::fs::rename(&tmp, path.with_extension("metadata"))?)
+}
+
+fn load_chunk(
+    driver: Option<&Driver>,
+    stream: &kvstrata_cuda::Stream,
+    buf: &WriteBuf,
+    path: &Path,
+    page: &mut [u8],
+) -> Result<(), Failed> {
+    let file = File::open(path)?;
+    if let Some(driver) = driver {
+        let handle = FileHandle::register(driver, file).map_err(|f| f.to_string())?;
+        // SAFETY: as above; nobody else uses the chunk.
+        let n = unsafe { handle.read(buf.region().base(), buf.extent().offset, buf.len(), 4096) };
+        if n.map_err(|f| f.to_string())? != buf.len() {
+            return Err("a short read".into());
+        }
+        return Ok(());
+    }
+    file.read_exact_at(page, 4096)?;
+    let up =
+        Transfer { to: buf.as_ptr(), from: std::ptr::NonNull::from(&mut *page).cast(), bytes: buf.len() };
+    // SAFETY: as above.
+    unsafe { stream.copy(up) }?;
+    Ok(stream.synchronize()?)
+}
