@@ -77,6 +77,21 @@ fn prober(config: &GdsConfig, me: Option<&Path>, library: Option<PathBuf>) -> Pr
     }
 }
 
+/// The settings of a `gds` adapter, and how it would try cuFile: for programs that look before anything is opened.
+///
+/// # Errors
+/// `Invalid` with the key and what would be accepted.
+pub fn gds_settings(settings: &AdapterSettings) -> Result<(GdsConfig, Prober)> {
+    let config = GdsFactory::config(&crate::registry::own_keys(GdsFactory.keys(), settings), "gds")?;
+    let prober = here(&config);
+    Ok((config, prober))
+}
+
+fn here(config: &GdsConfig) -> Prober {
+    let me = std::env::current_exe().ok();
+    prober(config, me.as_deref(), std::env::var_os("KV_CUFILE_LIB").map(PathBuf::from))
+}
+
 impl AdapterFactory for GdsFactory {
     fn names(&self) -> &'static [&'static str] {
         &["gds"]
@@ -128,15 +143,13 @@ impl AdapterFactory for GdsFactory {
 
     fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
         let config = Self::config(settings, name)?;
-        let me = std::env::current_exe().ok();
-        let library = std::env::var_os("KV_CUFILE_LIB").map(PathBuf::from);
         let context = GdsContext {
             disk: os_disk(&config)?,
             l2: cx.l2.clone(),
             writer: Writer { pid: std::process::id(), id: cx.run },
             namespaces: cx.namespaces.clone(),
             gpus: cuda(),
-            prober: prober(&config, me.as_deref(), library),
+            prober: here(&config),
             memory: cx.memory.clone(),
             orders: Arc::new(Orders::default()),
         };

@@ -57,7 +57,7 @@ pub use adapters::{AdapterSettings, redacted};
 pub use build::Components;
 pub use check::Machine;
 pub use file::{FileKind, SettingsFile};
-pub use gds::PROBE_COMMAND;
+pub use gds::{PROBE_COMMAND, gds_settings};
 pub use layers::{Sources, process_environment};
 pub use names::{FlagSpec, flag_specs};
 pub use registry::{AdapterFactory, BuildContext, DecoratorFactory, Registry};

@@ -318,7 +318,7 @@ fn without_inner(settings: &AdapterSettings) -> AdapterSettings {
 }
 
 /// The settings as their factory sees them.
-fn own_keys(own: &[&str], settings: &AdapterSettings) -> AdapterSettings {
+pub(crate) fn own_keys(own: &[&str], settings: &AdapterSettings) -> AdapterSettings {
     let own = |key: &str| matches!(key, "type" | "name") || own.contains(&key);
     let keys = settings.keys().iter().filter(|(k, v)| own(k) && !v.is_null());
     AdapterSettings::from(keys.map(|(k, v)| (k.clone(), v.clone())).collect::<serde_json::Map<_, _>>())

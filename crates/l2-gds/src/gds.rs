@@ -338,6 +338,40 @@ impl RegionWatch for Registers {
     }
 }
 
+/// The ways that an adapter of these settings would choose in a directory that is there, by GPU, without opening it. Where
+/// direct is proved, only the run at the start decides. `file` is made there and removed.
+///
+/// # Errors
+/// Per GPU as [`choose`].
+pub fn foresee(
+    config: &GdsConfig,
+    gpus: &dyn Gpus,
+    prober: &Prober,
+    file: &Path,
+) -> Vec<(u32, Result<Choice>)> {
+    let (asked, fs) = (config.asked(), file_system(file.parent().unwrap_or(file)));
+    let one = |ordinal: u32| -> Result<Choice> {
+        if let Some(choice) = decided(asked, &fs)? {
+            return Ok(choice);
+        }
+        let found = prober.ask(file, ordinal, asked.way == Some(Way::Compat));
+        match (asked.way, found) {
+            (None, Ok(proof)) => {
+                Ok(Choice { way: Way::Direct, why: format!("{proof}; a short run at the start decides") })
+            }
+            (_, found) => choose(asked, &facts(&fs, found)),
+        }
+    };
+    gpus.ordinals().into_iter().map(|ordinal| (ordinal, one(ordinal))).collect()
+}
+
+/// The name of the file system that a directory is on.
+fn file_system(dir: &Path) -> String {
+    let dir = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    fs_of(&mounts, &dir).unwrap_or("unknown").to_owned()
+}
+
 /// What the choice of ways is made of.
 struct Opening<'a> {
     asked: Asked,
@@ -358,8 +392,7 @@ struct Opened {
 impl Opening<'_> {
     fn ways(&self) -> Result<Opened> {
         let root = std::fs::canonicalize(self.store.root()).unwrap_or_else(|_| self.store.root().to_owned());
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let fs = fs_of(&mounts, &root).unwrap_or("unknown").to_owned();
+        let fs = file_system(&root);
         let decided = decided(self.asked, &fs)?;
         let (mut ways, mut bounce, mut cufile) = (BTreeMap::new(), None, None);
         // What holds for a machine is not asked for each of its GPUs anew.

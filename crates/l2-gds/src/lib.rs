@@ -66,7 +66,7 @@ mod way;
 pub use config::{GdsConfig, GdsWay};
 pub use cuda::cuda;
 pub use device::{Copies, Direction, Event, Gpus, Mark};
-pub use gds::{GdsContext, GdsStore, os_disk};
+pub use gds::{GdsContext, GdsStore, foresee, os_disk};
 pub use kvstrata_cufile_sys::Search;
 pub use mounts::fs_of;
 pub use order::{Order, Orders, Placed};

@@ -15,9 +15,43 @@ use crate::cli::report::bytes;
 use crate::cli::store_path;
 
 pub(super) fn examine(name: &str, adapter: &AdapterSettings, machine: &Machine, findings: &mut Findings) {
+    if adapter.kind() == "gds" {
+        return gpus(name, adapter, findings);
+    }
     match adapter.keys().get("base_path").and_then(Value::as_str) {
-        Some(path) => files(name, Path::new(path), adapter, findings),
+        Some(path) => files(name, Path::new(path), None, adapter, findings),
         None => in_memory(name, adapter, machine, findings),
+    }
+}
+
+/// A path for GPU memory, and the way to it.
+fn gpus(name: &str, adapter: &AdapterSettings, findings: &mut Findings) {
+    let what = format!("{name}: GPU memory");
+    let (config, prober) = match kvstrata_config::gds_settings(adapter) {
+        Ok(settings) => settings,
+        Err(e) => return findings.add(what, State::Problem, e.to_string(), "mend the setting"),
+    };
+    let direct = if config.use_direct_io == Some(false) { Wanted::Off } else { Wanted::Try };
+    files(name, &config.gds_path, Some(direct), adapter, findings);
+    let gpus = match kvstrata_l2_gds::cuda() {
+        Ok(gpus) => gpus,
+        Err(e) if config.allow_host => {
+            return findings.add(what, State::Fallback, format!("host memory alone: {e}"), "");
+        }
+        Err(e) => {
+            let advice = "install a driver, or let it work on host memory with allow_host";
+            return findings.add(what, State::Problem, e.to_string(), advice);
+        }
+    };
+    let path = std::path::absolute(&config.gds_path).unwrap_or_else(|_| config.gds_path.clone());
+    let Some(dir) = path.ancestors().find(|p| p.is_dir()) else { return };
+    let file = dir.join(format!("{}gds-{}", kvstrata_io::PROBE_PREFIX, std::process::id()));
+    for (gpu, choice) in kvstrata_l2_gds::foresee(&config, &*gpus, &prober, &file) {
+        let what = format!("{name}: memory of GPU {gpu}");
+        match choice {
+            Ok(choice) => findings.ok(what, choice.to_string()),
+            Err(e) => findings.add(what, State::Problem, e.to_string(), "leave gds_way to be chosen"),
+        }
     }
 }
 
@@ -38,7 +72,14 @@ fn in_memory(name: &str, adapter: &AdapterSettings, machine: &Machine, findings:
     }
 }
 
-fn files(name: &str, path: &Path, adapter: &AdapterSettings, findings: &mut Findings) {
+/// A path on a disk. Whether direct I/O is wanted, where the adapter's settings do not say it as `fs` does.
+fn files(
+    name: &str,
+    path: &Path,
+    direct: Option<Wanted>,
+    adapter: &AdapterSettings,
+    findings: &mut Findings,
+) {
     let what = |of: &str| format!("{name}: {of}");
     let disk = match OsDisk::new(OsOptions { threads: 1, ..OsOptions::default() }) {
         Ok(disk) => disk,
@@ -77,8 +118,9 @@ fn files(name: &str, path: &Path, adapter: &AdapterSettings, findings: &mut Find
 
     let unset = FsConfig::new(path);
     let layout = layout(&disk, &what("layout"), path, adapter, findings);
-    let direct = wanted(adapter.keys().get("use_odirect"), unset.direct(layout));
-    let instead = "use_odirect is false: through the page cache";
+    let direct =
+        direct.unwrap_or_else(|| wanted(adapter.keys().get("use_odirect"), unset.direct(layout)));
+    let instead = "direct I/O is switched off: through the page cache";
     support(&what("O_DIRECT reads"), direct, &can.direct_read, instead, findings);
     support(&what("O_DIRECT writes"), direct, &can.direct_write, instead, findings);
     engine(&what("io_uring"), adapter, disk.engine().io_uring(), direct, findings);
