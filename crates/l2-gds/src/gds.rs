@@ -189,6 +189,11 @@ impl GdsStore {
         self.0.cufile.as_ref().map_or((0, 0), |cufile| cufile.registered())
     }
 
+    /// The threads that carry requests out: whatever moves bytes, one of them waits for it.
+    pub fn threads(&self) -> &ThreadPool<()> {
+        &self.0.workers
+    }
+
     /// The store underneath.
     pub fn store(&self) -> &Arc<Store<OsDisk>> {
         &self.0.store

@@ -50,27 +50,24 @@ impl Factory for Gds {
         let gpus = self.gpus();
         // Its own, so that what is still out at the end is this store's.
         let device = self.gpus.clone().map(|gpus| Device::new(gpus, 16 << 20, 8 << 20)).transpose()?;
-        let make = {
-            let disk = Arc::clone(&disk);
-            move |cx: Context| -> Result<Adapter> {
-                let gds =
-                    GdsStore::open(&config, common::context(Arc::clone(&disk), cx.clone(), gpus.clone()))?;
-                Ok(match &device {
-                    Some(device) => {
-                        assert!(gds.ways().values().all(|c| c.way == Way::Bounce), "{:?}", gds.ways());
-                        via(gds.adapter(), device, &cx)
-                    }
-                    None => gds.adapter(),
-                })
-            }
+        let make = move |cx: Context| -> Result<(Adapter, GdsStore)> {
+            let gds = GdsStore::open(&config, common::context(Arc::clone(&disk), cx.clone(), gpus.clone()))?;
+            let adapter = match &device {
+                Some(device) => {
+                    assert!(gds.ways().values().all(|c| c.way == Way::Bounce), "{:?}", gds.ways());
+                    via(gds.adapter(), device, &cx)
+                }
+                None => gds.adapter(),
+            };
+            Ok((adapter, gds))
         };
-        let adapter = make(cx)?;
+        let (adapter, gds) = make(cx)?;
         Ok(Subject {
             reopen: Some(Box::new(move |cx| {
-                let opened = make(cx);
+                let opened = make(cx).map(|(adapter, _)| adapter);
                 Box::pin(async move { opened })
             })),
-            device: Some(Hang::new(disk, 4)),
+            device: Some(Hang::new(gds)),
             keep: Box::new(dir),
             ..Subject::new(adapter)
         })

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kvstrata_core::{Affinity, Error, ErrorKind, Instant, Result};
-use kvstrata_io::{Disk, IoEngine, OsDisk};
+use kvstrata_io::IoEngine;
 use kvstrata_l2::{
     Adapter, Answer, Context, Found, Get, GetItem, GetSink, L2Desc, L2Store, Loaded, MemoryKinds, Probe, Put,
     PutItem, PutSink,
 };
+use kvstrata_l2_gds::GdsStore;
 use kvstrata_mem::{Allocate, ReadBuf, UNIT};
 use parking_lot::Mutex;
 
@@ -129,30 +130,29 @@ fn upload(device: &Device, from: &ReadBuf) -> Result<ReadBuf> {
     Ok(device.filled(len, |to| from.read_at(0, to))?.seal(len))
 }
 
-/// Hangs a disk by keeping all its threads busy.
+/// Hangs an adapter by keeping all its threads busy: they wait for whatever moves its bytes.
 pub(crate) struct Hang {
-    disk: Arc<OsDisk>,
-    threads: usize,
+    gds: GdsStore,
     held: Mutex<Vec<std::sync::mpsc::Sender<()>>>,
 }
 
 impl Hang {
-    pub(crate) fn new(disk: Arc<OsDisk>, threads: usize) -> Arc<Self> {
-        Arc::new(Self { disk, threads, held: Mutex::default() })
+    pub(crate) fn new(gds: GdsStore) -> Arc<Self> {
+        Arc::new(Self { gds, held: Mutex::default() })
     }
 }
 
 impl kvstrata_testkit::conformance::Device for Hang {
     fn hang(&self) {
         let mut held = self.held.lock();
-        for _ in 0..self.threads {
+        for _ in 0..self.gds.threads().threads() {
             let (release, gate) = std::sync::mpsc::channel::<()>();
             let (up, started) = std::sync::mpsc::channel();
             let job = move || {
                 up.send(()).expect("the test waits");
                 gate.recv().ok();
             };
-            self.disk.engine().spawn(true, Box::new(job)).ok().expect("an open engine");
+            self.gds.threads().spawn(true, Box::new(job)).ok().expect("an open engine");
             // This thread of the engine has ended what it did before.
             started.recv().expect("a free thread");
             held.push(release);

@@ -31,21 +31,18 @@ impl Factory for Gds {
             ..common::config(dir.path())
         };
         let disk = os_disk(&config)?;
-        let make = {
-            let disk = Arc::clone(&disk);
-            move |cx: Context| -> Result<Adapter> {
-                let gpus = Ok(Arc::clone(&device.gpus));
-                let gds = GdsStore::open(&config, common::context(Arc::clone(&disk), cx.clone(), gpus))?;
-                Ok(via(gds.adapter(), &device, &cx))
-            }
+        let make = move |cx: Context| -> Result<(Adapter, GdsStore)> {
+            let gpus = Ok(Arc::clone(&device.gpus));
+            let gds = GdsStore::open(&config, common::context(Arc::clone(&disk), cx.clone(), gpus))?;
+            Ok((via(gds.adapter(), &device, &cx), gds))
         };
-        let adapter = make(cx)?;
+        let (adapter, gds) = make(cx)?;
         Ok(Subject {
             reopen: Some(Box::new(move |cx| {
-                let opened = make(cx);
+                let opened = make(cx).map(|(adapter, _)| adapter);
                 Box::pin(async move { opened })
             })),
-            device: Some(Hang::new(disk, 4)),
+            device: Some(Hang::new(gds)),
             keep: Box::new(dir),
             ..Subject::new(adapter)
         })
