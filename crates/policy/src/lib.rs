@@ -2,8 +2,8 @@
 //!
 //! A [`StorePolicy`] says which tiers a committed chunk is written to and when it may leave L1; a [`PrefetchPolicy`] says
 //! from which tier a missing chunk is loaded and whether it stays. `default`, `skip_l1` and `retain` are LMCache's names,
-//! and so is what they do; [`Striped`] and [`Fastest`] are for several tiers that share the keys or the loads. [`fold`] and
-//! [`unfold`] say how much of a prefix is usable with sliding attention windows and several ranks.
+//! and so is what they do; [`Striped`] and [`Fastest`] are for several tiers that share the keys or the loads. [`Places`] says
+//! which of a tier's several paths an object is written to. [`fold`] and [`unfold`] say how much of a prefix is usable with sliding attention windows and several ranks.
 //!
 //! ```
 //! use kvstrata_core::{ChunkHash, KeyMask, KeyScope, KvRank, ObjectKey};
@@ -23,14 +23,17 @@
 //! Architecture invariant: no I/O, no time, no state, no tokio; no `unsafe`.
 #![forbid(unsafe_code)]
 
+mod affinity;
 mod fastest;
 mod names;
 mod prefetch;
+mod rendezvous;
 mod store;
 mod stripe;
 mod tier;
 mod window;
 
+pub use affinity::{Device, NotADevice, Place, Places, SHARDING_NAMES, Sharding, path_list};
 pub use fastest::Fastest;
 pub use names::{PREFETCH_NAMES, STORE_NAMES, UnknownPolicy, prefetch_by_name, store_by_name};
 pub use prefetch::{Admit, FirstTier, Plan, PrefetchPolicy};

@@ -53,7 +53,7 @@ pub fn prefetch_by_name(name: &str) -> Result<Box<dyn PrefetchPolicy>, UnknownPo
     }
 }
 
-fn canonical(name: &str) -> String {
+pub(crate) fn canonical(name: &str) -> String {
     name.to_lowercase().replace('-', "_")
 }
 

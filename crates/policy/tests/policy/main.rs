@@ -1,5 +1,6 @@
 //! The tests of the policies, in one binary.
 
+mod affinity;
 mod fastest;
 mod obligations;
 mod striped;
