@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::registry::unknown_key;
+use crate::several;
 use crate::size::{ByteSize, span};
 
 /// The settings of one adapter: `type`, perhaps `name`, and the keys of that type.
@@ -42,7 +43,8 @@ impl AdapterSettings {
 
     /// How the manager is to treat it: `weight`, `breaker` (false, true, or an object with any of `consecutive`, `ratio`,
     /// `window`, `at_least`, `patience`, `cool_down`, `cool_down_max`), `max_in_flight` (bytes; 0 for no limit) and `read_only`
-    /// (never stored to).
+    /// (never stored to). With several paths each has the first two, and those around the whole are there only if they are
+    /// given.
     ///
     /// # Errors
     /// `Invalid` with the key and what it takes.
@@ -51,6 +53,11 @@ impl AdapterSettings {
         // Directories of LMCache's are only read unless their settings say more.
         let writable = self.0.get("writable").and_then(Value::as_bool);
         options.stores = writable.unwrap_or(!LMCACHE.contains(&self.kind()));
+        if several::has_several(&self.0) {
+            // Each path has its own; around the whole, one that fails or hangs would take the others with it.
+            options.breaker = None;
+            options.limit = InFlight::Unlimited;
+        }
         for key in OPTIONS {
             match self.0.get(key) {
                 None | Some(Value::Null) => {}

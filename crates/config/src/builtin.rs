@@ -3,16 +3,13 @@
 use std::path::PathBuf;
 
 use kvstrata_core::{Error, Result};
-use kvstrata_disk::Writer;
 use kvstrata_l2::Adapter;
 use kvstrata_l2_fault::{FaultConfig, Injector};
-use kvstrata_l2_fs::{FsConfig, open_os};
 use kvstrata_l2_mock::{Mock, MockConfig};
-use kvstrata_lmcache_files::{FlatConfig, GdsConfig, LmcacheFs, LmcacheGds};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::adapters::{AdapterSettings, LMCACHE};
+use crate::adapters::AdapterSettings;
 use crate::registry::{AdapterFactory, BuildContext, DecoratorFactory, Registry};
 use crate::size::ByteSize;
 use crate::warning::Warning;
@@ -20,10 +17,10 @@ use crate::warning::Warning;
 pub(crate) fn register(registry: Registry) -> Registry {
     registry
         .with(MockFactory)
-        .with(FsFactory)
+        .with(crate::fs::FsFactory)
         .with(crate::gds::GdsFactory)
-        .with(LmcacheFsFactory)
-        .with(LmcacheGdsFactory)
+        .with(crate::lmcache::LmcacheFsFactory)
+        .with(crate::lmcache::LmcacheGdsFactory)
         .with_decorator(FaultFactory)
 }
 
@@ -81,11 +78,6 @@ pub(crate) fn sizes_in_gib(
     Ok(all.into())
 }
 
-/// The directory under `base_path`.
-fn base_path(settings: &AdapterSettings) -> Vec<PathBuf> {
-    settings.keys().get("base_path").and_then(Value::as_str).map(PathBuf::from).into_iter().collect()
-}
-
 /// Chunks in this process's memory, with a capacity and a ceiling on its bandwidth.
 #[derive(Debug)]
 struct MockFactory;
@@ -117,152 +109,6 @@ impl AdapterFactory for MockFactory {
 
     fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
         Ok(Mock::open(&Self::config(settings, name)?, cx.l2.clone())?.adapter())
-    }
-}
-
-/// Local disks, one file per object.
-#[derive(Debug)]
-struct FsFactory;
-
-impl FsFactory {
-    fn config(settings: &AdapterSettings, name: &str) -> Result<FsConfig> {
-        let settings = &sizes_in_gib(settings, &["default_quota_gb"], &["quotas"])?;
-        let config: FsConfig = read(settings, Some(name))?;
-        config.validate()?;
-        Ok(config)
-    }
-}
-
-impl AdapterFactory for FsFactory {
-    fn names(&self) -> &'static [&'static str] {
-        &["fs", "fs_native"]
-    }
-
-    fn keys(&self) -> &'static [&'static str] {
-        &[
-            "base_path",
-            "layout",
-            "use_odirect",
-            "num_workers",
-            "max_capacity_gb",
-            "read_ahead_size",
-            "relative_tmp_dir",
-            "eviction_policy",
-            "eviction",
-            "quotas",
-            "default_quota_gb",
-            "sync",
-            "io_engine",
-            "iouring_queue_depth",
-            "no_atime",
-        ]
-    }
-
-    fn paths(&self, settings: &AdapterSettings) -> Vec<PathBuf> {
-        base_path(settings)
-    }
-
-    fn check(&self, settings: &AdapterSettings) -> Result<Vec<Warning>> {
-        // The name plays no part in what may be wrong.
-        let config = Self::config(settings, "fs")?;
-        let origin = format!("adapter at {}", config.base_path.display());
-        let mut said: Vec<_> = config
-            .without_effect()
-            .into_iter()
-            .map(|(key, why)| Warning::no_effect(key, &origin, why))
-            .collect();
-        if settings.keys().contains_key("max_capacity_gb") && config.capacity()?.is_none() {
-            said.push(Warning::new("max_capacity_gb", &origin, "is 0, which is no limit, as in LMCache"));
-        }
-        Ok(said)
-    }
-
-    fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
-        let config = Self::config(settings, name)?;
-        let writer = Writer { pid: std::process::id(), id: cx.run };
-        let (namespaces, memory) = (cx.namespaces.clone(), cx.memory.clone());
-        Ok(open_os(&config, cx.l2.clone(), writer, namespaces, memory)?.adapter())
-    }
-}
-
-/// A directory of LMCache's `fs` adapters, which is only read.
-#[derive(Debug)]
-struct LmcacheFsFactory;
-
-impl LmcacheFsFactory {
-    fn config(settings: &AdapterSettings, name: &str) -> Result<FlatConfig> {
-        let config: FlatConfig = read(settings, Some(name))?;
-        config.validate()?;
-        Ok(config)
-    }
-}
-
-impl AdapterFactory for LmcacheFsFactory {
-    fn names(&self) -> &'static [&'static str] {
-        &LMCACHE[..1]
-    }
-
-    fn keys(&self) -> &'static [&'static str] {
-        &["base_path", "models", "num_workers", "no_atime"]
-    }
-
-    fn paths(&self, settings: &AdapterSettings) -> Vec<PathBuf> {
-        base_path(settings)
-    }
-
-    fn check(&self, settings: &AdapterSettings) -> Result<Vec<Warning>> {
-        Self::config(settings, LMCACHE[0]).map(|_| Vec::new())
-    }
-
-    fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
-        Ok(LmcacheFs::open_os(&Self::config(settings, name)?, cx.l2.clone())?.adapter())
-    }
-}
-
-/// A directory of LMCache's GDS backend.
-#[derive(Debug)]
-struct LmcacheGdsFactory;
-
-impl LmcacheGdsFactory {
-    fn config(settings: &AdapterSettings, name: &str) -> Result<GdsConfig> {
-        let config: GdsConfig = read(settings, Some(name))?;
-        config.validate()?;
-        Ok(config)
-    }
-}
-
-impl AdapterFactory for LmcacheGdsFactory {
-    fn names(&self) -> &'static [&'static str] {
-        &LMCACHE[1..]
-    }
-
-    fn keys(&self) -> &'static [&'static str] {
-        &[
-            "base_path",
-            "writable",
-            "kv_dtype",
-            "fmt",
-            "local_world_size",
-            "weka",
-            "num_workers",
-            "no_atime",
-            "debug_checks",
-        ]
-    }
-
-    fn paths(&self, settings: &AdapterSettings) -> Vec<PathBuf> {
-        base_path(settings)
-    }
-
-    fn check(&self, settings: &AdapterSettings) -> Result<Vec<Warning>> {
-        let config = Self::config(settings, LMCACHE[1])?;
-        let origin = format!("adapter at {}", config.base_path.display());
-        let unlimited = "stores to a directory that has no limit and from which nothing is evicted";
-        Ok(config.writable.then(|| Warning::new("writable", &origin, unlimited)).into_iter().collect())
-    }
-
-    fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
-        Ok(LmcacheGds::open_os(&Self::config(settings, name)?, cx.l2.clone(), cx.run)?.adapter())
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kvstrata_core::{Error, ErrorKind, KeyScope, KvRank, Result};
+use kvstrata_core::{Error, KeyScope, KvRank, Result};
 
 use crate::registry::Registry;
 use crate::settings::{HugePages, Settings};
@@ -201,10 +201,6 @@ fn promises(s: &Settings) -> Option<Warning> {
 }
 
 fn adapters(s: &Settings, registry: &Registry) -> Result<Vec<Warning>> {
-    if s.local_disk.path.as_ref().is_some_and(|p| p.contains(',')) {
-        let m = "several paths are not built in this version: give one path, or one fs adapter for each";
-        return Err(Error::new(ErrorKind::Unsupported, OP, m).with("field", "local_disk.path"));
-    }
     let mut warnings = Vec::new();
     let mut names: BTreeMap<String, ()> = BTreeMap::new();
     let mut paths: BTreeMap<PathBuf, String> = BTreeMap::new();
@@ -222,6 +218,10 @@ fn adapters(s: &Settings, registry: &Registry) -> Result<Vec<Warning>> {
             let real =
                 crate::paths::resolve(&path).map_err(|e| e.with("adapter", &name).with("field", field))?;
             if let Some(other) = paths.insert(real.clone(), name.clone()) {
+                if other == name {
+                    let e = wrong(field, "two paths are one directory");
+                    return Err(e.with("adapter", name).with("path", real.display()));
+                }
                 let e = wrong(field, "two adapters have one path");
                 return Err(e.with("adapters", format!("{other}, {name}")).with("path", real.display()));
             }

@@ -20,9 +20,9 @@
 //! | `l2-prefetch-policy` | `prefetch.policy` | |
 //! | `l2-prefetch-max-in-flight` | – | no effect: loads do not queue for a place, each ends by its deadline |
 //! | `l2-adapter` (may be repeated) | `l2.adapters` | |
-//! | `local_disk` | `local_disk.path` | `file://` is taken off |
+//! | `local_disk` | `local_disk.path` | `file://` is taken off; several are separated by commas |
 //! | `max_local_disk_size` | `local_disk.size` | a bare number counts 2^30 bytes; 0 turns the tier off |
-//! | `local_disk_path_sharding` | – | no effect with a single path |
+//! | `local_disk_path_sharding` | `local_disk.path_sharding` | `by_gpu`, and `by_uuid` or `by_key`, the default here |
 //! | `extra_config: use_odirect`, `disk_io_threads` | `local_disk.use_odirect`, `local_disk.num_workers` | 0 threads are one |
 //! | `blocking_timeout_secs` | `deadlines.load_timeout` | |
 //! | `chunk_size`, `local_cpu`, `use_only_staging_buffer` | the same | |
@@ -166,7 +166,12 @@ pub(crate) static FIELDS: &[Field] = &[
     Field {
         path: "local_disk.path",
         kind: Kind::Text,
-        help: "directory of LMCache's short form of an fs adapter",
+        help: "directory of LMCache's short form of an fs adapter, or several, separated by commas",
+    },
+    Field {
+        path: "local_disk.path_sharding",
+        kind: Kind::Choice(&["by_gpu", "by_uuid", "by_key"]),
+        help: "how one of several is chosen",
     },
     Field { path: "local_disk.size", kind: Kind::Size(1), help: "its bytes on disk; 0 turns it off" },
     Field { path: "local_disk.use_odirect", kind: Kind::Bool, help: "whether it opens files for direct I/O" },
@@ -215,7 +220,6 @@ static ALIASES: &[(&str, To)] = {
         ("l2_adapter", Field("l2.adapters", Same)),
         ("local_disk", Field("local_disk.path", Directory)),
         ("max_local_disk_size", Field("local_disk.size", Gib)),
-        ("local_disk_path_sharding", NoEffect(Kind::Choice(&["by_gpu"]), "there is a single path")),
         ("extra_config", Group),
         ("extra_config_use_odirect", Field("local_disk.use_odirect", Same)),
         ("extra_config_disk_io_threads", Field("local_disk.num_workers", Threads)),

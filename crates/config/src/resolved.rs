@@ -195,6 +195,11 @@ impl Resolved {
                 disk.path.is_none() && disk.size.0 > 0,
                 "there is no local_disk.path (local_disk)",
             ),
+            (
+                "local_disk.path_sharding",
+                disk_off || disk.path.as_ref().is_some_and(|path| !path.contains(',')),
+                if disk_off { DISK_OFF } else { "there is a single path" },
+            ),
             ("local_disk.use_odirect", disk_off, DISK_OFF),
             ("local_disk.num_workers", disk_off, DISK_OFF),
         ];

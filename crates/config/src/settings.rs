@@ -218,12 +218,14 @@ pub struct L2Settings {
     pub adapters: Vec<AdapterSettings>,
 }
 
-/// LMCache's short form of one adapter on one local path.
+/// LMCache's short form of one adapter on one or several local paths.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LocalDiskSettings {
-    /// The directory.
+    /// The directory, or several, separated by commas.
     pub path: Option<String>,
+    /// How one of several is chosen: `by_gpu`, `by_uuid` or `by_key`; unset, by key.
+    pub path_sharding: Option<String>,
     /// Bytes on disk. 0 turns the short form off, as in LMCache.
     pub size: ByteSize,
     /// Whether files are opened for direct I/O; unset, the adapter decides.
@@ -234,7 +236,7 @@ pub struct LocalDiskSettings {
 
 impl Default for LocalDiskSettings {
     fn default() -> Self {
-        Self { path: None, size: ByteSize(0), use_odirect: None, num_workers: None }
+        Self { path: None, path_sharding: None, size: ByteSize(0), use_odirect: None, num_workers: None }
     }
 }
 
@@ -277,7 +279,13 @@ impl LocalDiskSettings {
         let mut keys = serde_json::Map::new();
         keys.insert("type".into(), "fs".into());
         keys.insert("name".into(), "local_disk".into());
-        keys.insert("base_path".into(), path.into());
+        if path.contains(',') {
+            keys.insert("paths".into(), path.into());
+            let sharding = self.path_sharding.iter();
+            keys.extend(sharding.map(|sharding| ("path_sharding".to_owned(), sharding.clone().into())));
+        } else {
+            keys.insert("base_path".into(), path.into());
+        }
         keys.insert("max_capacity_gb".into(), self.size.gib().into());
         if let Some(direct) = self.use_odirect {
             keys.insert("use_odirect".into(), direct.into());

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use kvstrata_core::{Error, ErrorKind, Instant, Namespace, Result};
-use kvstrata_disk::{NewObject, Settings, Store, StoreStats, Writer, names};
+use kvstrata_disk::{NewObject, Settings, Store, StoreLayout, StoreStats, Writer, names};
 use kvstrata_io::{IoEngine, OsDisk, OsOptions, ThreadPool};
 use kvstrata_l2::{
     Adapter, Answer, Context, Driver, Found, Get, GetSink, Idle, Keys, L2Desc, L2List, L2Quotas, L2Remove,
@@ -101,6 +101,7 @@ impl GdsStore {
             cx.disk,
             Settings {
                 root: config.gds_path.clone(),
+                layout: None,
                 tmp: None,
                 capacity: config.capacity()?,
                 policy: config.policy()?,
@@ -113,7 +114,7 @@ impl GdsStore {
             },
         )
         .map_err(about)?;
-        let keeps_files = false;
+        let keeps_files = store.layout() == StoreLayout::Slab;
         let workers = ThreadPool::for_jobs("kvs-gds", config.threads())
             .map_err(|e| about(Error::io("start threads", e)))?;
         let (mut ways, mut bounce, mut cufile) = (BTreeMap::new(), None, None);
