@@ -66,7 +66,9 @@ pub(crate) fn read(keys: &Map<String, Value>) -> Result<Option<Several>> {
         if before.iter().any(|other| other.path == one.path) {
             return Err(bad("paths", format!("{} is there twice", one.path)));
         }
-        if let Some(device) = one.devices.iter().find(|d| before.iter().any(|other| other.devices.contains(d))) {
+        if let Some(device) =
+            one.devices.iter().find(|d| before.iter().any(|other| other.devices.contains(d)))
+        {
             return Err(bad("paths", format!("{device} has two paths")));
         }
     }
@@ -162,8 +164,7 @@ impl Several {
             if let Some(gib) = one.max_capacity_gb {
                 keys.insert("max_capacity_gb".into(), gib.into());
             }
-            let place =
-                Place { name: one.path.clone(), weight: one.weight, devices: one.devices.clone() };
+            let place = Place { name: one.path.clone(), weight: one.weight, devices: one.devices.clone() };
             (place, AdapterSettings::from(keys))
         };
         self.paths.iter().map(each).collect()
@@ -184,11 +185,15 @@ mod tests {
     fn lists_and_texts_are_read() {
         let two = several(json!({"paths": " file:///a , /b,"})).unwrap().unwrap();
         assert_eq!(two, Several { sharding: Sharding::ByKey, paths: vec![plain("/a"), plain("/b")] });
-        let two = several(json!({"paths": ["/a", {"path": "/b", "weight": 3, "max_capacity_gb": "512MiB"}], "path_sharding": "by_gpu"}));
+        let two = several(
+            json!({"paths": ["/a", {"path": "/b", "weight": 3, "max_capacity_gb": "512MiB"}], "path_sharding": "by_gpu"}),
+        );
         let two = two.unwrap().unwrap();
         assert_eq!(two.sharding, Sharding::ByGpu);
         assert_eq!(two.paths[1], OnePath { weight: 3, max_capacity_gb: Some(0.5), ..plain("/b") });
-        let map = several(json!({"paths": [{"path": "/a", "device": 0}, {"path": "/b", "devices": [1, "cuda:2"]}]}));
+        let map = several(
+            json!({"paths": [{"path": "/a", "device": 0}, {"path": "/b", "devices": [1, "cuda:2"]}]}),
+        );
         let map = map.unwrap().unwrap();
         assert_eq!((map.sharding, map.paths[1].devices.len()), (Sharding::Map, 2));
         assert_eq!(several(json!({"base_path": "/a", "path_sharding": "by_uuid"})), Ok(None));
@@ -206,8 +211,14 @@ mod tests {
             (json!({"paths": "/a,/b", "path_sharding": "by_rank"}), "by_gpu, by_uuid, map, by_key"),
             (json!({"base_path": "/b", "path_sharding": "by_rank"}), "by_gpu, by_uuid, map, by_key"),
             (json!({"paths": "/a,/b", "path_sharding": "map"}), "name the devices"),
-            (json!({"paths": [{"path": "/a", "device": 0}, "/b"], "path_sharding": "by_key"}), "name the devices"),
-            (json!({"paths": [{"path": "/a", "device": 0}, {"path": "/b", "device": "cuda:0"}]}), "two paths"),
+            (
+                json!({"paths": [{"path": "/a", "device": 0}, "/b"], "path_sharding": "by_key"}),
+                "name the devices",
+            ),
+            (
+                json!({"paths": [{"path": "/a", "device": 0}, {"path": "/b", "device": "cuda:0"}]}),
+                "two paths",
+            ),
             (json!({"paths": [{"path": "/a", "device": "cpu"}]}), "UUID"),
             (json!({"paths": [{"path": "/a", "weight": 0}]}), "weight"),
             (json!({"paths": [{"path": "/a", "wieght": 1}]}), "weight"),

@@ -277,6 +277,41 @@ async fn lmcaches_local_disk_is_a_store_that_is_found_again_after_a_restart() {
     m.shutdown(Duration::from_secs(20)).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_local_disks_are_one_adapter_whose_paths_all_take_part() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let list = format!("file://{}/a, {}/b ,", dir.path().display(), dir.path().display());
+    let flags = [
+        ("local_cpu", "false"),
+        ("use_only_staging_buffer", "true"),
+        ("max_local_cpu_size", "0.01"),
+        ("local_disk", list.as_str()),
+        ("max_local_disk_size", "0.05"),
+    ];
+    assert_eq!(resolved(&flags).warnings, []);
+    assert!(!at("a").exists() && !at("b").exists(), "reading settings makes nothing");
+    let keys = keys(50);
+    let m = manager(&flags);
+    assert_eq!((m.adapters().len(), m.adapters()[0].1.as_str()), (1, "local_disk"));
+    push(&m, &keys).await;
+    m.shutdown(Duration::from_secs(20)).await.unwrap();
+    drop(m);
+    assert!(at("a").is_dir() && at("b").is_dir());
+    let sharded: Vec<_> = flags.into_iter().chain([("local_disk_path_sharding", "by_gpu")]).collect();
+    let m = manager(&sharded);
+    let sources = pull(&m, &keys).await;
+    assert!(sources.iter().all(|s| matches!(s, Some(TierId::L2(_)))), "found on any path: {sources:?}");
+    m.shutdown(Duration::from_secs(20)).await.unwrap();
+    std::os::unix::fs::symlink(at("a"), at("c")).unwrap();
+    let twice = format!("{}/a,{}/c", dir.path().display(), dir.path().display());
+    let flags = [("local_disk", Some(twice)), ("max_local_disk_size", Some("1".to_owned()))];
+    let flags = flags.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    let sources = Sources { flags, ..Sources::default() };
+    let e = Resolved::load(&sources, &Machine::here(), &Registry::builtin()).unwrap_err().to_string();
+    assert!(e.contains("two paths are one directory"), "{e}");
+}
+
 #[tokio::test]
 async fn fs_settings_are_checked_and_what_does_nothing_is_said() {
     let dir = tempfile::tempdir().unwrap();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use kvstrata_core::{Error, ErrorKind, Instant, Result};
@@ -112,18 +113,23 @@ impl L2List for Paths {
 }
 
 impl L2Usage for Inner {
-    /// The sum over the paths that are open, whether or not they are in service.
+    /// The sum over the paths that are open, whether or not they are in service. Declined is what none had room for.
     fn usage(&self) -> StoreUsage {
         let open = self.paths.iter().filter(|path| path.door().is_some());
-        open.map(Path::usage).fold(StoreUsage { capacity: Some(0), ..StoreUsage::default() }, |sum, one| {
+        open.map(Path::usage).fold(
             StoreUsage {
+                capacity: Some(0),
+                declined: self.declined.load(Ordering::Relaxed),
+                ..StoreUsage::default()
+            },
+            |sum, one| StoreUsage {
                 used: sum.used + one.used,
                 capacity: sum.capacity.zip(one.capacity).map(|(a, b)| a + b),
                 objects: sum.objects + one.objects,
                 evicted: sum.evicted + one.evicted,
-                declined: sum.declined + one.declined,
-            }
-        })
+                ..sum
+            },
+        )
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use async_trait::async_trait;
 use kvstrata_core::{Affinity, Error, ErrorKind, Instant, ObjectKey, Result};
@@ -28,6 +29,8 @@ pub(crate) struct Inner {
     pub(crate) paths: Vec<Path>,
     pub(crate) options: PathsOptions,
     pub(crate) quotas: Mutex<Quotas>,
+    /// Stores that no path had room for.
+    pub(crate) declined: AtomicU64,
 }
 
 /// Quotas that were set since the start: a path that opens later gets them.
@@ -94,6 +97,7 @@ impl Paths {
             paths,
             options,
             quotas: Mutex::default(),
+            declined: AtomicU64::new(0),
         });
         for at in 0..inner.paths.len() {
             if inner.paths[at].door().is_none() {

@@ -1,6 +1,7 @@
 //! Stores: to the path that is chosen, and to another if that one fails or is full.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use kvstrata_core::{Affinity, Error, ErrorKind, Instant, ObjectKey, Result};
 use kvstrata_l2::{Call, Found, Keys, Put, PutItem, PutSink, Receive, Stored, all};
@@ -154,6 +155,9 @@ impl Inner {
                     parts[next].push(going);
                 }
                 None => {
+                    if e.kind() == ErrorKind::NoSpace {
+                        self.declined.fetch_add(1, Ordering::Relaxed);
+                    }
                     batch.done.answer(going.position, Err(e));
                 }
             }

@@ -33,8 +33,10 @@ fn together(sharding: Sharding, adapters: Vec<Adapter>, cx: Context) -> Result<A
     Ok(Paths::new("paths", sharding, members, options(), cx)?.adapter())
 }
 
-fn gib(capacity: Option<u64>, n: usize) -> Option<f64> {
-    capacity.map(|bytes| (bytes / n as u64) as f64 / f64::from(1 << 30))
+/// The share of the `i`-th of `n`; the first has what does not divide.
+fn gib(capacity: Option<u64>, n: usize, i: usize) -> Option<f64> {
+    let share = |bytes: u64| bytes / n as u64 + if i == 0 { bytes % n as u64 } else { 0 };
+    capacity.map(|bytes| share(bytes) as f64 / f64::from(1 << 30))
 }
 
 struct Hung<D>(Vec<D>);
@@ -63,9 +65,9 @@ struct Mocks(Sharding, usize);
 #[async_trait::async_trait]
 impl Factory for Mocks {
     async fn open(&self, cx: Context, capacity: Option<u64>) -> Result<Subject> {
-        let gb = gib(capacity, self.1).unwrap_or(1.0);
+        let gb = |i| gib(capacity, self.1, i).unwrap_or(1.0);
         let mocks: Result<Vec<Mock>> =
-            (0..self.1).map(|_| Mock::open(&MockConfig::new(gb, 100.0), cx.clone())).collect();
+            (0..self.1).map(|i| Mock::open(&MockConfig::new(gb(i), 100.0), cx.clone())).collect();
         let mocks = mocks?;
         let rot = mocks.clone();
         let damage = move |damage: Damage<'_>| {
@@ -123,7 +125,7 @@ impl Factory for Files {
         let dir = tempfile::tempdir_in(base).map_err(|e| Error::io("make directory", e))?;
         let disk = || OsDisk::new(OsOptions::default()).map_err(|e| Error::io("start threads", e));
         let config = |i| FsConfig {
-            max_capacity_gb: gib(capacity, self.1).unwrap_or(0.0),
+            max_capacity_gb: gib(capacity, self.1, i).unwrap_or(0.0),
             ..FsConfig::new(dir.path().join(format!("kv{i}")))
         };
         let configs: Result<Vec<_>> = (0..self.1).map(|i| Ok((config(i), Arc::new(disk()?)))).collect();
@@ -149,7 +151,8 @@ impl Factory for Files {
 
 fn trials(name: &str, suite: &Suite, whole: bool, may_ignore: &[&'static str]) -> Vec<Trial> {
     let cases = suite.cases().into_iter();
-    let cases = cases.filter(|case| whole || case.name().ends_with("/plain/private"));
+    let run = |name: &str| name.ends_with("/plain/private") || (whole && name.ends_with("/checked/shared"));
+    let cases = cases.filter(|case| run(case.name()));
     let cases = cases.map(|case| {
         let may_ignore = may_ignore.iter().any(|part| case.name().contains(part));
         Trial::ignorable_test(format!("{name}/{}", case.name()), move || match case.run() {

@@ -18,6 +18,9 @@ use kvstrata_testkit::arena::{Arena, Memory};
 use kvstrata_testkit::{payload, trace};
 use parking_lot::Mutex;
 
+/// An answer, with the kind of its error.
+type Told<T> = std::result::Result<T, ErrorKind>;
+
 const KIB: usize = 1 << 10;
 const LEN: usize = 8 * KIB;
 
@@ -66,7 +69,7 @@ impl Rig {
         len: usize,
         affinity: Affinity,
         wait: Duration,
-    ) -> Vec<Result<Stored>> {
+    ) -> Vec<Told<Stored>> {
         let layout = Layout::opaque(len as u64).unwrap();
         let items = ids.iter().map(|id| self.arena.item(&self.key(*id), &self.key(content(*id)), &layout));
         let items = items.collect::<Result<Vec<_>>>().unwrap();
@@ -76,15 +79,18 @@ impl Rig {
         let deadline = self.cx.timer.now() + wait;
         self.adapter.store.put(Put { items, deadline, affinity }, sink).await;
         assert!(self.cx.timer.now() <= deadline, "a wait past the deadline");
-        std::mem::take(&mut *got.lock()).into_iter().map(|a| a.expect("an answer")).collect()
+        std::mem::take(&mut *got.lock())
+            .into_iter()
+            .map(|a| a.expect("an answer").map_err(|e: Error| e.kind()))
+            .collect()
     }
 
-    async fn put(&self, ids: &[u64]) -> Vec<Result<Stored>> {
+    async fn put(&self, ids: &[u64]) -> Vec<Told<Stored>> {
         self.put_from(ids, |id| id, LEN, Affinity::default(), Duration::from_secs(1)).await
     }
 
     /// Loads keys: whether each is there. What is there has the payload of `content`.
-    async fn get_of(&self, ids: &[u64], content: impl Fn(u64) -> u64, wait: Duration) -> Vec<Result<bool>> {
+    async fn get_of(&self, ids: &[u64], content: impl Fn(u64) -> u64, wait: Duration) -> Vec<Told<bool>> {
         let layout = Layout::opaque(LEN as u64).unwrap();
         let item = |id: &u64| GetItem {
             key: self.key(*id),
@@ -108,12 +114,12 @@ impl Rig {
                 Ok(true)
             }
             Answer::Miss(..) => Ok(false),
-            Answer::Failed(e, _) => Err(e),
+            Answer::Failed(e, _) => Err(e.kind()),
         };
         ids.iter().zip(answers).map(read).collect()
     }
 
-    async fn get(&self, ids: &[u64]) -> Vec<Result<bool>> {
+    async fn get(&self, ids: &[u64]) -> Vec<Told<bool>> {
         self.get_of(ids, |id| id, Duration::from_secs(1)).await
     }
 
@@ -123,10 +129,10 @@ impl Rig {
         self.adapter.store.probe(request).await.remove(0).unwrap().is_some()
     }
 
-    async fn remove(&self, id: u64) -> Result<bool> {
+    async fn remove(&self, id: u64) -> Told<bool> {
         let deadline = self.cx.timer.now() + Duration::from_secs(1);
         let keys = Keys::from([self.key(id)]);
-        self.adapter.remove.as_ref().unwrap().remove(keys, deadline).await.remove(0)
+        self.adapter.remove.as_ref().unwrap().remove(keys, deadline).await.remove(0).map_err(|e| e.kind())
     }
 
     async fn listed(&self) -> Vec<ObjectKey> {
@@ -238,18 +244,21 @@ fn on_disk(disk: &SimDisk, cx: &Context, run: u64) -> Result<Adapter> {
     Ok(FsStore::open(&FsConfig::new("/kv"), fs)?.adapter())
 }
 
-/// One of three disks dies under load, in each way there is, and comes back.
-async fn one_dies(what: &str, fault: Fault, kinds: &[OpKind], may_fail: usize) {
-    let cx = context();
-    let disks: Vec<SimDisk> = (0..3).map(|_| SimDisk::default()).collect();
-    let members = disks.iter().zip(0..).map(|(disk, i)| member(i, on_disk(disk, &cx, i as u64)));
-    let rig = Rig::new(Sharding::ByKey, members.collect(), options(), cx);
+/// One of three paths dies under load, in each way there is, and comes back.
+async fn one_dies(
+    what: &str,
+    (cx, members): (Context, Vec<Member>),
+    dies: impl Fn(),
+    mends: impl Fn(),
+    (may_fail, takes_out): (usize, bool),
+) {
+    let rig = Rig::new(Sharding::ByKey, members, options(), cx);
     let old: Vec<u64> = (0..300).collect();
     assert!(rig.put(&old).await.iter().all(Result::is_ok));
     let theirs = rig.paths.views()[1].usage.objects;
     assert!((60..140).contains(&theirs), "{theirs} of 300");
 
-    disks[1].faults().add(Rule::new(fault).on(kinds));
+    dies();
     let (mut next, mut failed, mut out) = (1000, 0, false);
     for round in 0..60 {
         let ids: Vec<u64> = (next..next + 10).collect();
@@ -269,7 +278,6 @@ async fn one_dies(what: &str, fault: Fault, kinds: &[OpKind], may_fail: usize) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(failed <= may_fail, "{what}: {failed} stores failed");
-    let takes_out = !matches!(fault, Fault::Errno(libc_enospc) if libc_enospc == 28);
     assert_eq!(out, takes_out, "{what}: {:?}", rig.states());
 
     // Of what that disk has, something is removed, and something is stored anew with other bytes.
@@ -283,16 +291,14 @@ async fn one_dies(what: &str, fault: Fault, kinds: &[OpKind], may_fail: usize) {
             rig.put_from(&[anew], |_| 77_777, LEN, Affinity::default(), second).await,
             [Ok(Stored::Written)]
         );
-        disks[1].faults().clear();
-        disks[1].release();
+        mends();
         rig.until_all_live(50_000).await;
         assert!(!rig.found(removed).await, "{what}: what was removed came back");
         assert_eq!(rig.get_of(&[anew], |_| 77_777, second).await, [Ok(true)], "{what}");
         let back: Vec<u64> = lost[2..].to_vec();
         assert!(rig.get(&back).await.iter().all(|is| *is == Ok(true)), "{what}: everything else came back");
     } else {
-        disks[1].faults().clear();
-        disks[1].release();
+        mends();
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     let before = rig.paths.views()[1].usage.objects;
@@ -318,22 +324,32 @@ async fn futures_found(rig: &Rig, ids: &[u64]) -> Vec<u64> {
     found
 }
 
-const TRANSFERS: [OpKind; 2] = [OpKind::Read, OpKind::Write];
+async fn one_disk_fails(what: &str, fault: Fault, kinds: &[OpKind], expected: (usize, bool)) {
+    let cx = context();
+    let disks: Vec<SimDisk> = (0..3).map(|_| SimDisk::default()).collect();
+    let members = disks.iter().zip(0..).map(|(disk, i)| member(i, on_disk(disk, &cx, i as u64))).collect();
+    let dies = || drop(disks[1].faults().add(Rule::new(fault).on(kinds)));
+    one_dies(what, (cx, members), dies, || disks[1].faults().clear(), expected).await;
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_path_with_errors_is_left_out_and_comes_back() {
     let kinds = [OpKind::Read, OpKind::Write, OpKind::Open, OpKind::RenameNew, OpKind::Rename];
-    one_dies("errors", Fault::Errno(5), &kinds, 0).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_path_that_hangs_is_left_out_and_comes_back() {
-    one_dies("hangs", Fault::Hang, &TRANSFERS, 30).await;
+    one_disk_fails("errors", Fault::Errno(5), &kinds, (0, true)).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_path_that_is_full_takes_no_stores_and_goes_on_loading() {
-    one_dies("fills", Fault::Errno(28), &[OpKind::Write, OpKind::Allocate, OpKind::SetLen], 0).await;
+    let kinds = [OpKind::Write, OpKind::Allocate, OpKind::SetLen];
+    one_disk_fails("fills", Fault::Errno(28), &kinds, (0, false)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_path_that_hangs_is_left_out_and_comes_back() {
+    let cx = context();
+    let mocks = mocks(3, 100.0, &cx);
+    let members = over_mocks(&mocks);
+    one_dies("hangs", (cx, members), || mocks[1].hang(), || mocks[1].resume(), (30, true)).await;
 }
 
 #[derive(Debug)]
