@@ -126,7 +126,7 @@ mod drift {
             .merge_extern_blocks(true)
             .layout_tests(true);
         // It panics where there is no libclang.
-        let made = std::panic::catch_unwind(|| builder.generate());
+        let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.generate()));
         let bindings = match made {
             Ok(made) => made.context("bindgen cannot read the header")?,
             Err(_) => {
@@ -195,7 +195,8 @@ mod drift {
 
     /// `["KIND NAME"][::std::mem::size_of::<..>() - VALUEusize];`
     fn asserted(text: &str, kind: &str) -> Vec<(String, u64)> {
-        let pieces = text.split(&format!("[\"{kind}")).skip(1);
+        let start = format!("[\"{kind}");
+        let pieces = text.split(&start).skip(1);
         let one = |piece: &str| {
             let (name, rest) = piece.split_once('"')?;
             let (before, _) = rest.split_once("usize]")?;
