@@ -33,10 +33,8 @@ fn together(sharding: Sharding, adapters: Vec<Adapter>, cx: Context) -> Result<A
     Ok(Paths::new("paths", sharding, members, options(), cx)?.adapter())
 }
 
-/// The share of the `i`-th of `n`; the first has what does not divide.
-fn gib(capacity: Option<u64>, n: usize, i: usize) -> Option<f64> {
-    let share = |bytes: u64| bytes / n as u64 + if i == 0 { bytes % n as u64 } else { 0 };
-    capacity.map(|bytes| share(bytes) as f64 / f64::from(1 << 30))
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
 }
 
 struct Hung<D>(Vec<D>);
@@ -65,7 +63,9 @@ struct Mocks(Sharding, usize);
 #[async_trait::async_trait]
 impl Factory for Mocks {
     async fn open(&self, cx: Context, capacity: Option<u64>) -> Result<Subject> {
-        let gb = |i| gib(capacity, self.1, i).unwrap_or(1.0);
+        // An object does not straddle paths, and memory evicts nothing: one has the room, and the others are always full.
+        let room = |bytes: u64, i| if i == 0 { bytes + 1 - self.1 as u64 } else { 1 };
+        let gb = |i| capacity.map_or(1.0, |bytes| gib(room(bytes, i)));
         let mocks: Result<Vec<Mock>> =
             (0..self.1).map(|i| Mock::open(&MockConfig::new(gb(i), 100.0), cx.clone())).collect();
         let mocks = mocks?;
@@ -125,7 +125,7 @@ impl Factory for Files {
         let dir = tempfile::tempdir_in(base).map_err(|e| Error::io("make directory", e))?;
         let disk = || OsDisk::new(OsOptions::default()).map_err(|e| Error::io("start threads", e));
         let config = |i| FsConfig {
-            max_capacity_gb: gib(capacity, self.1, i).unwrap_or(0.0),
+            max_capacity_gb: capacity.map_or(0.0, |bytes| gib(bytes / self.1 as u64)),
             ..FsConfig::new(dir.path().join(format!("kv{i}")))
         };
         let configs: Result<Vec<_>> = (0..self.1).map(|i| Ok((config(i), Arc::new(disk()?)))).collect();
