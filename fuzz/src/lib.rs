@@ -14,7 +14,9 @@ use kvstrata_disk::{Block, HEADER_BYTES, Header, Manifest, rewrite_index, rewrit
 use kvstrata_lmcache_files as lmcache_files;
 use kvstrata_lmcache_files::classic::ClassicName;
 use kvstrata_lmcache_files::flat::{self, Models};
+use kvstrata_server::wire::{Operation, read_request, request_parts};
 use kvstrata_testkit::trace;
+use kvstrata_zmtp::{Decoder, Event};
 
 /// A decoder, and how much memory it may take for an input.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +32,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 13] = [
     Target { name: "key", run: key, base: 16 << 10, per_byte: 16 },
     Target { name: "header", run: header, base: 64 << 10, per_byte: 16 },
     Target { name: "manifest", run: manifest, base: 64 << 10, per_byte: 128 },
@@ -42,6 +44,8 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "config_flags", run: config_flags, base: 1 << 20, per_byte: 1024 },
     Target { name: "adapter", run: adapter, base: 256 << 10, per_byte: 512 },
     Target { name: "lmcache", run: lmcache, base: 64 << 10, per_byte: 128 },
+    Target { name: "zmtp", run: zmtp, base: 64 << 10, per_byte: 256 },
+    Target { name: "lmcache_wire", run: lmcache_wire, base: 256 << 10, per_byte: 512 },
 ];
 
 /// The machine that settings are checked for.
@@ -280,4 +284,56 @@ fn refused(e: &Error, kinds: &[ErrorKind]) -> bool {
     assert!(kinds.contains(&e.kind()), "{:?} is not how this is refused: {e}", e.kind());
     assert!(!e.to_string().is_empty());
     false
+}
+
+/// A connection's bytes: the events do not depend on the pieces they come in. Accepted if they have a message.
+pub fn zmtp(data: &[u8]) -> bool {
+    let read = |piece: usize| {
+        let mut decoder = Decoder::new(1 << 16, 8);
+        let (mut input, mut events) = (bytes::BytesMut::new(), Vec::new());
+        for piece in data.chunks(piece) {
+            input.extend_from_slice(piece);
+            loop {
+                match decoder.next(&mut input) {
+                    Ok(Some(event)) => events.push(event),
+                    Ok(None) => break,
+                    Err(e) => return (events, Some(e)),
+                }
+            }
+        }
+        (events, None)
+    };
+    let whole = read(data.len().max(1));
+    assert_eq!(whole, read(7), "it depends on the pieces");
+    let (events, error) = whole;
+    for event in &events {
+        if let Event::Message(parts) = event {
+            assert!(parts.len() <= 8 && parts.iter().map(|p| p.len()).sum::<usize>() <= 1 << 16);
+        }
+    }
+    error.is_none() && events.iter().any(|e| matches!(e, Event::Message(_)))
+}
+
+/// The arguments of a request of LMCache's clients: an operation's place in the list, then each argument behind its length
+/// in two bytes. What is read is written and read again as the same.
+pub fn lmcache_wire(data: &[u8]) -> bool {
+    let Some((&op, mut rest)) = data.split_first() else { return false };
+    let op = Operation::ALL[usize::from(op) % Operation::ALL.len()];
+    let mut arguments = Vec::new();
+    while let Some((len, after)) = rest.split_first_chunk::<2>() {
+        let len = usize::from(u16::from_be_bytes(*len)).min(after.len());
+        arguments.push(bytes::Bytes::copy_from_slice(&after[..len]));
+        rest = &after[len..];
+    }
+    let request = match read_request(op, &arguments) {
+        Ok(request) => request,
+        Err(e) => {
+            assert!(!e.field.is_empty() && !e.expected.is_empty());
+            return false;
+        }
+    };
+    let parts = request_parts(1, &request);
+    assert_eq!(Operation::read(&parts[1]), Ok(op));
+    assert_eq!(read_request(op, &parts[2..]).as_ref(), Ok(&request), "read again");
+    true
 }

@@ -21,6 +21,8 @@ const HUGE: usize = 2 << 20;
 pub struct Components {
     /// All memory of L1.
     pub slab: Arc<Slab>,
+    /// The shared memory that L1 lies in, if it does.
+    pub shm: Option<Arc<ShmRegion>>,
     /// The part for chunks that stay.
     pub cache: Arc<Pool>,
     /// The part for chunks on their way from L2.
@@ -67,7 +69,7 @@ impl Components {
         let prefetch =
             kvstrata_policy::prefetch_by_name(&settings.prefetch.policy).map_err(|e| policy(&e))?;
 
-        let (region, fallbacks) = region(&settings.l1)?;
+        let (region, shm, fallbacks) = region(&settings.l1)?;
         for fallback in &fallbacks {
             tracing::info!(target: "kvstrata::config", "L1 memory: {fallback}");
         }
@@ -94,6 +96,7 @@ impl Components {
         let quotas = (settings.eviction.default_quota.map(|q| q.0), quotas);
         Ok(Self {
             slab,
+            shm,
             cache,
             staging,
             eviction,
@@ -151,7 +154,7 @@ impl fmt::Debug for Components {
 }
 
 /// One region for both budgets, so that large pages are shared out between them.
-fn region(l1: &L1Settings) -> Result<(Arc<dyn Region>, Vec<Fallback>)> {
+fn region(l1: &L1Settings) -> Result<(Arc<dyn Region>, Option<Arc<ShmRegion>>, Vec<Fallback>)> {
     let unit = if l1.hugepages == HugePages::Explicit { HUGE } else { kvstrata_mem::UNIT };
     // Each budget is whole units, as the pools count.
     let units = |bytes: u64| bytes.next_multiple_of(kvstrata_mem::UNIT as u64);
@@ -172,12 +175,12 @@ fn region(l1: &L1Settings) -> Result<(Arc<dyn Region>, Vec<Fallback>)> {
             // What a dead owner left under our own name is of no use to anybody.
             let region = ShmRegion::create(name, len, &options, Stale::Replace)?;
             let fallbacks = region.fallbacks().to_vec();
-            (region, fallbacks)
+            (Arc::clone(&region) as Arc<dyn Region>, Some(region), fallbacks)
         }
         None => {
             let region = MmapRegion::new(len, &options)?;
             let fallbacks = region.fallbacks().to_vec();
-            (region, fallbacks)
+            (region, None, fallbacks)
         }
     })
 }

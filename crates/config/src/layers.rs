@@ -390,3 +390,11 @@ pub fn process_environment() -> Result<Vec<(String, String)>> {
     out.sort();
     Ok(out)
 }
+
+/// Where this user's programs keep what can be made again: `XDG_CACHE_HOME`, else `.cache` in the home directory; `None` if
+/// the environment names neither as an absolute path.
+pub fn user_cache_directory() -> Option<std::path::PathBuf> {
+    let absolute =
+        |name: &str| std::env::var_os(name).map(std::path::PathBuf::from).filter(|p| p.is_absolute());
+    absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+}

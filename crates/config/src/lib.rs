@@ -33,8 +33,8 @@
 //! No key is accepted and then silently ignored: an unknown one is refused with the nearest known, and one that has no
 //! effect in this combination becomes a [`Warning`].
 //!
-//! Architecture invariant: this is the only crate that reads the process's environment, in one function
-//! ([`process_environment`]); nothing else here looks at it, and there is no global registry.
+//! Architecture invariant: this is the only crate that reads the process's environment, in two functions
+//! ([`process_environment`], [`user_cache_directory`]); nothing else here looks at it, and there is no global registry.
 #![forbid(unsafe_code)]
 
 mod adapters;
@@ -61,7 +61,7 @@ pub use build::Components;
 pub use check::Machine;
 pub use file::{FileKind, SettingsFile};
 pub use gds::{PROBE_COMMAND, gds_settings};
-pub use layers::{Sources, process_environment};
+pub use layers::{Sources, process_environment, user_cache_directory};
 pub use names::{FlagSpec, flag_specs};
 pub use registry::{AdapterFactory, BuildContext, DecoratorFactory, Registry};
 pub use resolved::{Resolved, Row, load};

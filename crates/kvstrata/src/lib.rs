@@ -51,8 +51,12 @@ pub use kvstrata_mem as mem;
 pub use kvstrata_metrics as metrics;
 #[cfg(feature = "policy")]
 pub use kvstrata_policy as policy;
+#[cfg(feature = "server")]
+pub use kvstrata_server as server;
 #[cfg(feature = "testkit")]
 pub use kvstrata_testkit as testkit;
+#[cfg(feature = "server")]
+pub use kvstrata_zmtp as zmtp;
 
 /// The README's examples are tests, too.
 #[cfg(all(doctest, feature = "full"))]

@@ -138,6 +138,18 @@ impl Hits {
         self.hits.is_empty()
     }
 
+    /// Moves the pins of some positions into a guard of their own, which counts positions from the first of them.
+    ///
+    /// # Panics
+    /// If there are no such positions.
+    #[must_use]
+    pub fn take(&mut self, positions: std::ops::Range<usize>) -> Self {
+        Self {
+            hits: self.hits[positions].iter_mut().map(Option::take).collect(),
+            inner: Arc::clone(&self.inner),
+        }
+    }
+
     /// Takes a pin over from a single-chunk guard.
     pub(crate) fn adopt(&mut self, position: usize, mut pin: Pin) {
         self.hits[position] = pin.hit.take();

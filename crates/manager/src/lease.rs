@@ -69,6 +69,12 @@ impl<T> Leases<T> {
         expired.map(|l| l.lapsed = true).count()
     }
 
+    /// Marks all that an owner holds, as if it had run out now; how many leases newly did. Frees nothing.
+    pub fn revoke(&mut self, owner: OwnerId) -> usize {
+        let good = self.leases.values_mut().filter(|l| !l.lapsed && l.owner == owner);
+        good.map(|l| l.lapsed = true).count()
+    }
+
     /// The owner is provably gone: all its guards, lapsed ones included, for the caller to drop.
     pub fn owner_gone(&mut self, owner: OwnerId) -> Vec<T> {
         let ids: Vec<LeaseId> =
@@ -135,6 +141,17 @@ mod tests {
             (0, 1, 2),
             "the other owner's stays"
         );
+    }
+
+    #[test]
+    fn what_is_revoked_is_void_and_not_freed() {
+        let guard = Rc::new(());
+        let mut l = Leases::default();
+        let (mine, other) = (l.grant(A, at(9), Rc::clone(&guard)), l.grant(B, at(9), Rc::clone(&guard)));
+        assert_eq!((l.revoke(A), l.revoke(A)), (1, 0));
+        assert_eq!((Rc::strong_count(&guard), l.quarantined()), (3, 1));
+        assert_eq!(l.settle(A, mine, at(1)).unwrap_err().kind(), ErrorKind::TimedOut);
+        assert!(l.settle(B, other, at(1)).is_ok());
     }
 
     #[test]

@@ -314,6 +314,11 @@ impl Manager {
         }
     }
 
+    /// Now, on the timer that deadlines are read on.
+    pub fn now(&self) -> Instant {
+        self.0.timer.now()
+    }
+
     // ---- storing -----------------------------------------------------------------------------------------------
 
     /// Sets buffers aside for the `wanted` keys of a batch: consecutive chunks of one chain, first to last. What is

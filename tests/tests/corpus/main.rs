@@ -163,6 +163,8 @@ decoders! {
     config_flags: 10_000,
     adapter: 10_000,
     lmcache: 20_000,
+    zmtp: 10_000,
+    lmcache_wire: 20_000,
 }
 
 /// How the corpus came about: what the encoders write, a few settings by hand, and a few mutations of each. It adds what

@@ -4,6 +4,7 @@ use kvstrata_core::{
     ChunkHash, DType, Digest, KeyScope, KvRank, Layout, Namespace, ObjectKey, TensorDesc, encode,
 };
 use kvstrata_disk::{Header, Manifest};
+use kvstrata_server::wire::{Operation, read_request};
 use kvstrata_testkit::trace::{self, Synthetic};
 
 pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
@@ -22,6 +23,8 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "config_flags" => texts(&FLAGS),
         "adapter" => texts(&ADAPTERS),
         "lmcache" => texts(&LMCACHE),
+        "zmtp" => streams(),
+        "lmcache_wire" => requests(),
         other => panic!("no target {other}"),
     }
 }
@@ -30,6 +33,48 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
 fn heads(golden: &[u8], unit: usize) -> Vec<Vec<u8>> {
     let half = golden.len() / unit / 2 * unit;
     [golden.len(), half, unit].map(|len| golden[..len].to_vec()).to_vec()
+}
+
+/// The messages that LMCache encoded, for those operations that are served.
+fn requests() -> Vec<Vec<u8>> {
+    let text = include_str!("../../../crates/server/tests/data/lmcache-0.5.6-zmq.json");
+    let vectors: serde_json::Value = serde_json::from_str(text).expect("JSON");
+    let unhex = |t: &serde_json::Value| -> Vec<u8> {
+        let t = t.as_str().expect("hex");
+        (0..t.len()).step_by(2).map(|i| u8::from_str_radix(&t[i..i + 2], 16).expect("hex")).collect()
+    };
+    let mut all = Vec::new();
+    for (i, op) in Operation::ALL.iter().enumerate() {
+        let Some(parts) = vectors["operations"][op.name()]["request"].as_array() else { continue };
+        let arguments: Vec<bytes::Bytes> = parts[2..].iter().map(|p| unhex(p).into()).collect();
+        if read_request(*op, &arguments).is_ok() {
+            let mut data = vec![i as u8];
+            for argument in arguments {
+                data.extend_from_slice(&(argument.len() as u16).to_be_bytes());
+                data.extend_from_slice(&argument);
+            }
+            all.push(data);
+        }
+    }
+    all
+}
+
+/// Connections: greeting, handshake, and messages short, long, of several parts, with a ping between.
+fn streams() -> Vec<Vec<u8>> {
+    let stream = |messages: &[&[&[u8]]]| {
+        let mut out = bytes::BytesMut::from(&kvstrata_zmtp::greeting()[..]);
+        kvstrata_zmtp::ready("DEALER", &mut out);
+        messages.iter().for_each(|m| kvstrata_zmtp::message_into(m, &mut out));
+        out.to_vec()
+    };
+    let ping = b"\x04\x0d\x04PING\0\x0acontext".as_slice();
+    let mut pinged = stream(&[&[b"a"]]);
+    pinged.extend_from_slice(&ping[..ping.len() - 1]);
+    vec![
+        stream(&[&[b"\0", b"\x18"]]),
+        stream(&[&[b"\x01", b"\x16", b"\xc0"], &[b""], &[&[7; 300], &[8; 255]]]),
+        pinged,
+    ]
 }
 
 fn keys() -> Vec<ObjectKey> {

@@ -24,6 +24,16 @@ impl ConfigFlags {
         Ok(resolved)
     }
 
+    /// Takes a flag out whose meaning is the command's own; the last of several counts.
+    pub(crate) fn take(&mut self, name: &str) -> Option<String> {
+        self.values.extract_if(.., |(n, _)| n == name).map(|(_, v)| v).last()
+    }
+
+    /// Sets what nobody gave, as if by a flag.
+    pub(crate) fn set(&mut self, name: &str, value: impl Into<String>) {
+        self.values.push((name.into(), value.into()));
+    }
+
     /// The settings of all layers, for a command that shows the warnings itself.
     pub(crate) fn resolve_silently(&self) -> Result<Resolved> {
         Ok(kvstrata_config::load(self.file.as_deref(), &self.values)?)

@@ -5,10 +5,13 @@ mod doctor;
 mod flags;
 mod fsck;
 mod import;
+mod lmcache_flags;
 mod ls;
 mod plot;
 mod replay;
 mod report;
+mod serve;
+mod serve_http;
 mod show;
 mod simulate;
 mod stack;
@@ -35,6 +38,7 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Serve(Box<serve::ServeArgs>),
     Replay(replay::ReplayArgs),
     Simulate(simulate::SimulateArgs),
     Trace(trace::TraceArgs),
@@ -69,6 +73,7 @@ pub(crate) fn main() -> ExitCode {
     };
     let done = runtime.block_on(async {
         match cli.command {
+            Command::Serve(args) => serve::run(*args).await,
             Command::Replay(args) => replay::run(args).await,
             Command::Simulate(args) => simulate::run(args),
             Command::Trace(args) => trace::run(&args),

@@ -232,6 +232,28 @@ impl Mapping {
         Ok(())
     }
 
+    /// Commits the pages of a range while others may already use them: what is in them stays.
+    pub(super) fn populate(&self, op: &'static str, range: std::ops::Range<usize>) -> Result<()> {
+        if range.start > range.end
+            || range.end > self.len
+            || !range.start.is_multiple_of(machine::page_size())
+        {
+            let e = Error::invalid(op, "the range begins with a page and is inside the region");
+            return Err(e.with("start", range.start).with("end", range.end).with("len", self.len));
+        }
+        // SAFETY: the range is inside the mapping.
+        let at = unsafe { self.base.add(range.start) };
+        // SAFETY: as above; this advice keeps the contents, whoever writes them at the same time.
+        let rc = unsafe { libc::madvise(at.as_ptr().cast(), range.len(), libc::MADV_POPULATE_WRITE) };
+        check(rc).map_err(|e| match e.raw_os_error() {
+            Some(libc::EINVAL) => {
+                Error::new(ErrorKind::Unsupported, op, "this kernel cannot (it takes Linux 5.14)")
+                    .caused_by(e)
+            }
+            _ => Error::io(op, e),
+        })
+    }
+
     /// How many pages of the mapping are in memory.
     #[cfg(test)]
     pub(super) fn resident(&self) -> usize {

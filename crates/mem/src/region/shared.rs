@@ -119,6 +119,16 @@ impl ShmRegion {
     pub fn fallbacks(&self) -> &[Fallback] {
         &self.fallbacks
     }
+
+    /// Commits the pages of a range of bytes, whoever uses them already: for a thread that faults the memory in behind a
+    /// server that is running. Blocks for as long as the kernel takes.
+    ///
+    /// # Errors
+    /// `Invalid` for a range that does not begin with a page or leaves the region; `Unsupported` before Linux 5.14; and what
+    /// the system says if there is no memory.
+    pub fn populate(&self, range: std::ops::Range<usize>) -> Result<()> {
+        self.mapping.populate("fault in shared memory", range)
+    }
 }
 
 /// The name of an object, its descriptor, and the lock on it. Unlinked when dropped.
@@ -326,6 +336,28 @@ mod tests {
 
     fn create(name: &str, stale: Stale) -> Result<Arc<ShmRegion>> {
         ShmRegion::create(name, LEN, &RegionOptions::default(), stale)
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "maps memory and asks the system")]
+    fn pages_are_committed_later_under_those_who_use_them() {
+        let region = create(&unused_name("populate"), Stale::Refuse).expect("map");
+        let mut buf = Slab::new(vec![region.clone()])
+            .expect("slab")
+            .pool("p", LEN as u64)
+            .reserve(8, 4096)
+            .expect("room");
+        buf.write_at(0, b"in use").expect("inside");
+        match region.populate(0..LEN / 2) {
+            Ok(()) => assert_eq!(region.mapping.resident(), LEN / 2 / machine::page_size()),
+            Err(e) => assert_eq!(e.kind(), ErrorKind::Unsupported, "{e}"),
+        }
+        let mut read = [0; 6];
+        buf.read_at(0, &mut read).expect("inside");
+        assert_eq!(&read, b"in use");
+        for bad in [1..4096, 0..LEN + 1, 4096..0] {
+            assert_eq!(region.populate(bad).unwrap_err().kind(), ErrorKind::Invalid);
+        }
     }
 
     /// What another process would see through the descriptor.

@@ -1,0 +1,94 @@
+//! Workers: who registered, how its chunks look, and over which connections it speaks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvstrata_core::{Instant, Layout};
+
+use crate::api::EngineDriven;
+use crate::service::ClientId;
+
+/// A registered worker.
+#[derive(Clone, Debug)]
+pub(crate) struct Worker {
+    pub(crate) kind: Kind,
+    pub(crate) model: Arc<str>,
+    pub(crate) world_size: i64,
+    /// What one chunk is on one shard.
+    pub(crate) layout: Layout,
+    pub(crate) last_seen: Instant,
+    /// Silence means something only of those who said before that they live.
+    pub(crate) pinged: bool,
+}
+
+/// Who moves a worker's bytes.
+#[derive(Clone, Debug)]
+pub(crate) enum Kind {
+    /// The worker itself, in the shared pool.
+    Engine(Arc<EngineDriven>, Arc<[u64]>, Arc<str>),
+}
+
+/// All workers, and the connections of each, which outlive its registration.
+#[derive(Debug, Default)]
+pub(crate) struct Workers {
+    all: BTreeMap<i64, Worker>,
+    clients: BTreeMap<ClientId, BTreeSet<i64>>,
+    connections: BTreeMap<i64, BTreeSet<ClientId>>,
+}
+
+impl Workers {
+    pub(crate) fn get_mut(&mut self, instance: i64) -> Option<&mut Worker> {
+        self.all.get_mut(&instance)
+    }
+
+    pub(crate) fn register(&mut self, instance: i64, worker: Worker) {
+        self.all.insert(instance, worker);
+    }
+
+    pub(crate) fn unregister(&mut self, instance: i64) -> Option<Worker> {
+        self.all.remove(&instance)
+    }
+
+    /// The worker spoke over this connection.
+    pub(crate) fn heard(&mut self, client: ClientId, instance: i64) {
+        if self.clients.entry(client).or_default().insert(instance) {
+            self.connections.entry(instance).or_default().insert(client);
+        }
+    }
+
+    /// A connection has ended; the workers that have none left.
+    pub(crate) fn disconnected(&mut self, client: ClientId) -> Vec<i64> {
+        let instances = self.clients.remove(&client).unwrap_or_default();
+        let alone = |instance: &i64| {
+            let Some(left) = self.connections.get_mut(instance) else { return true };
+            left.remove(&client);
+            let alone = left.is_empty();
+            if alone {
+                self.connections.remove(instance);
+            }
+            alone
+        };
+        instances.into_iter().filter(alone).collect()
+    }
+
+    pub(crate) fn connected(&self, instance: i64) -> bool {
+        self.connections.contains_key(&instance)
+    }
+
+    /// How the chunks of a model look, if any worker of it is registered.
+    pub(crate) fn layout(&self, model: &str, world_size: i64) -> Option<Layout> {
+        let of = |w: &&Worker| *w.model == *model && w.world_size == world_size;
+        self.all.values().find(of).map(|w| w.layout.clone())
+    }
+
+    /// Takes out the workers that have been silent for too long.
+    pub(crate) fn silent(&mut self, now: Instant, reap: Duration, grace: Duration) -> Vec<i64> {
+        let stale = |_: &i64, w: &mut Worker| w.last_seen + if w.pinged { reap } else { grace } <= now;
+        self.all.extract_if(.., stale).map(|(instance, _)| instance).collect()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (i64, &Worker)> {
+        self.all.iter().map(|(i, w)| (*i, w))
+    }
+}

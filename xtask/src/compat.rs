@@ -1,0 +1,173 @@
+//! LMCache's own client against `kvstrata serve`.
+//!
+//! Makes a Python environment under `target/compat` with the released LMCache (about 5 GB with what it brings along), and
+//! runs its `bench server` in every shape that an engine-driven client has, over several tiers. Each run compares the
+//! checksums of what it stored and what it got back. Needs Python 3.11 and a package index; CI does not run it.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+const LMCACHE: &str = "lmcache==0.5.6";
+
+/// What a run of the client adds to the common flags.
+const SHAPES: &[(&str, &[&str])] = &[
+    ("one worker", &["--kvcache-shape-spec", "(2,256,16,8,128):float16:2"]),
+    ("two workers", &["--tp-size", "2", "--kvcache-shape-spec", "(2,256,16,8,128):float16:2"]),
+    (
+        "two workers, one plane",
+        &["--tp-size", "2", "--use-mla", "--kvcache-shape-spec", "(1,256,16,1,576):float16:4"],
+    ),
+];
+
+/// A server; killed when dropped.
+struct Server {
+    child: Child,
+    endpoint: String,
+    http: String,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    fn start(binary: &Path, adapter: &str) -> Result<Self> {
+        let flags =
+            ["serve", "--port", "0", "--http-port", "0", "--l1-size-gb", "1", "--l2-adapter", adapter];
+        let name = format!("compat_{}", std::process::id());
+        let mut child = Command::new(binary)
+            .args(flags)
+            .args(["--shm-name", &name])
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start the server")?;
+        let mut lines = BufReader::new(child.stdout.take().context("its output")?).lines();
+        let mut server = Self { child, endpoint: String::new(), http: String::new() };
+        for line in lines.by_ref() {
+            let line = line?;
+            if let Some(at) = line.strip_prefix("listening at ") {
+                server.endpoint = at.to_owned();
+            } else if let Some(at) = line.strip_prefix("HTTP at ") {
+                server.http = at.to_owned();
+            } else if line == "ready" {
+                return Ok(server);
+            }
+        }
+        bail!("the server ended before it was ready");
+    }
+}
+
+pub(crate) fn run() -> Result<ExitCode> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
+    let home = root.join("target/compat");
+    fs::create_dir_all(&home)?;
+    let venv = environment(&home)?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let built =
+        Command::new(cargo).current_dir(&root).args(["build", "--release", "-p", "kvstrata"]).status()?;
+    ensure!(built.success(), "kvstrata could not be built");
+    let binary = root.join("target/release/kvstrata");
+    let store = home.join(format!("store-{}", std::process::id()));
+    let fs_adapter = serde_adapter(&store);
+    let tiers = [
+        ("mock", r#"{"type":"mock","max_size_gb":1,"mock_bandwidth_gb":100}"#.to_owned()),
+        ("fs", fs_adapter),
+    ];
+    let mut failed = 0;
+    for (tier, adapter) in &tiers {
+        let mut server = Server::start(&binary, adapter)?;
+        for (n, (shape, flags)) in SHAPES.iter().enumerate() {
+            failed += u32::from(!bench(&venv, &server, shape, tier, n * 10, flags)?);
+        }
+        for command in [&["ping", "kvcache"][..], &["describe", "kvcache"], &["kvcache", "clear"]] {
+            let done = lmcache(&venv).args(command).args(["--url", &server.http]).output()?;
+            println!(
+                "lmcache {}: {}",
+                command.join(" "),
+                if done.status.success() { "ok" } else { "FAILED" }
+            );
+            failed += u32::from(!done.status.success());
+        }
+        if *tier == "fs" {
+            // What was stored before a kill is served from disk.
+            drop(server);
+            server = Server::start(&binary, adapter)?;
+            let (_, flags) = SHAPES[0];
+            failed += u32::from(!bench(&venv, &server, "after a kill", tier, 0, flags)?);
+        }
+        drop(server);
+    }
+    let _ = fs::remove_dir_all(&store);
+    println!("{failed} failed");
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn serde_adapter(store: &Path) -> String {
+    format!(r#"{{"type":"fs","base_path":"{}","max_capacity_gb":2}}"#, store.display())
+}
+
+/// The environment's folder; made if it is not there.
+fn environment(home: &Path) -> Result<PathBuf> {
+    let venv = home.join("venv");
+    if !venv.join("bin/lmcache").exists() {
+        let python = ["python3.11", "python3"]
+            .into_iter()
+            .find(|p| Command::new(p).arg("--version").output().is_ok_and(|o| o.status.success()));
+        let python = python.context("there is no python3")?;
+        ensure!(
+            Command::new(python).args(["-m", "venv"]).arg(&venv).status()?.success(),
+            "no environment was made"
+        );
+        let pip = Command::new(venv.join("bin/pip")).args(["install", "--no-compile", LMCACHE]).status()?;
+        ensure!(pip.success(), "{LMCACHE} could not be installed");
+    }
+    Ok(venv)
+}
+
+fn lmcache(venv: &Path) -> Command {
+    let mut command = Command::new(venv.join("bin/lmcache"));
+    command
+        .env("LMCACHE_TRACK_USAGE", "false")
+        .env("LMCACHE_DISABLE_BANNER", "1")
+        .env("LMCACHE_LOG_LEVEL", "ERROR")
+        .env("PYTHONWARNINGS", "ignore");
+    command
+}
+
+/// Three requests from `start` on; whether all checksums match.
+fn bench(
+    venv: &Path,
+    server: &Server,
+    shape: &str,
+    tier: &str,
+    start: usize,
+    flags: &[&str],
+) -> Result<bool> {
+    let range = [start.to_string(), (start + 3).to_string()];
+    let output = lmcache(venv)
+        .args(["bench", "server", "--mode", "cpu", "--transfer-mode", "engine_driven", "--url="])
+        .args(["--rpc-url", &server.endpoint, "--num-tokens", "1024", "--interval", "0.02"])
+        .args(["--start", &range[0], "--end", &range[1]])
+        .args(flags)
+        .output()
+        .context("run lmcache bench server")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let number = |name: &str| {
+        let line = text.lines().find(|l| l.trim_start().starts_with(name))?;
+        line.rsplit(' ').next()?.parse::<u32>().ok()
+    };
+    let (ok, bad) = (number("Checksum OK:"), number("Checksum FAIL:"));
+    let good = output.status.success() && ok == Some(3) && bad == Some(0);
+    println!("{tier}, {shape}: {ok:?} checksums match, {bad:?} do not{}", if good { "" } else { ": FAILED" });
+    if !good {
+        eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(good)
+}
