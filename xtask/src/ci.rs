@@ -7,13 +7,14 @@ use anyhow::{Context, Result};
 
 use crate::extra;
 use crate::gpu;
+use crate::services;
 use crate::workspace::{Workspace, cargo};
 
 /// How a newcomer runs all tests; the README gives the same line.
 pub(crate) const TEST_COMMAND: &str = "cargo test --workspace";
 
 /// The cheap ones come first; the tests come last, so that their closing lines are near the end of the log.
-const STEPS: [(&str, Step); 12] = [
+const STEPS: [(&str, Step); 13] = [
     ("fmt", |w| commands(w, &[&["fmt", "--all", "--check"]])),
     ("dag", |w| commands(w, &[&["xtask", "dag"]])),
     ("tidy", |w| commands(w, &[&["xtask", "tidy"]])),
@@ -28,6 +29,7 @@ const STEPS: [(&str, Step); 12] = [
     ("schedules", extra::schedules),
     ("miri", extra::miri),
     ("cufile", gpu::test_cufile_host),
+    ("services", services::fetched),
     ("tests", |w| {
         let words: Vec<&str> = TEST_COMMAND.split(' ').skip(1).collect();
         commands(w, &[&words])

@@ -5,6 +5,7 @@
 //! cargo xtask tidy         what a compiler does not check: sizes, clocks, doc pages, links
 //! cargo xtask deps         what each library crate pulls in against docs/deps.toml
 //! cargo xtask schedules    the schedules of the threads that meet in mem, l2 and manager, under a model checker
+//! cargo xtask services mooncake [fetch | start | check | stop]   Mooncake's own programs, for tests and trials
 //! cargo xtask miri         the unsafe code of mem under Miri, where a nightly toolchain has it
 //! cargo xtask ci [STEP..]  everything that CI runs, or only these steps of it
 //! cargo xtask bench ..     the benchmarks, or all tables of docs/performance.md; `bench help` says how
@@ -31,6 +32,7 @@ mod extra;
 mod findings;
 mod gpu;
 mod programs;
+mod services;
 mod source;
 mod tidy;
 mod workspace;
@@ -43,7 +45,7 @@ use workspace::Workspace;
 
 fn usage() -> String {
     format!(
-        "usage: cargo xtask dag | tidy | deps | schedules | miri | ci [STEP..] | bench [ARG..] | \
+        "usage: cargo xtask dag | tidy | deps | schedules | services | miri | ci [STEP..] | bench [ARG..] | \
          test-gpu [ARG..] | test-cufile-host | cufile-bindings [ARG..] | {} [ARG..]\nsteps of ci: {}",
         programs::NAMES.join(" | "),
         ci::step_names().join(", ")
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         ("test-gpu", args) => gpu::test_gpu(args),
         ("test-cufile-host", []) => ci::one(gpu::test_cufile_host),
         ("cufile-bindings", args) => gpu::cufile_bindings(args),
+        ("services", args) => services::run(args),
         ("miri", []) => ci::one(extra::miri),
         ("ci", steps) if ci::knows(steps) => ci::run(steps),
         (name, args) if programs::NAMES.contains(&name) => programs::run(name, args),

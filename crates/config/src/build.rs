@@ -7,11 +7,13 @@ use kvstrata_core::Result;
 use kvstrata_evict::{Admission, EvictionPolicy};
 use kvstrata_l2::Adapter;
 use kvstrata_manager::{AdapterOptions, Manager, Options, Parts, TierId};
-use kvstrata_mem::{Allocate, Fallback, MmapRegion, Pool, Region, RegionOptions, ShmRegion, Slab, Stale};
+use kvstrata_mem::{
+    Allocate, Fallback, MemfdRegion, MmapRegion, Pool, Region, RegionOptions, ShmRegion, Slab, Stale,
+};
 use kvstrata_policy::{PrefetchPolicy, StorePolicy};
 
 use crate::check::{self, Machine};
-use crate::registry::{BuildContext, Registry};
+use crate::registry::{BuildContext, MemoryNeed, Registry};
 use crate::settings::{HugePages, L1Settings, Settings};
 
 /// Explicit huge pages have this size.
@@ -69,7 +71,11 @@ impl Components {
         let prefetch =
             kvstrata_policy::prefetch_by_name(&settings.prefetch.policy).map_err(|e| policy(&e))?;
 
-        let (region, shm, fallbacks) = region(&settings.l1)?;
+        let mut need = MemoryNeed::Any;
+        for (_, keys) in settings.adapters() {
+            need = need.max(registry.memory(&keys)?);
+        }
+        let (region, shm, fallbacks) = region(&settings.l1, need)?;
         for fallback in &fallbacks {
             tracing::info!(target: "kvstrata::config", "L1 memory: {fallback}");
         }
@@ -154,7 +160,10 @@ impl fmt::Debug for Components {
 }
 
 /// One region for both budgets, so that large pages are shared out between them.
-fn region(l1: &L1Settings) -> Result<(Arc<dyn Region>, Option<Arc<ShmRegion>>, Vec<Fallback>)> {
+fn region(
+    l1: &L1Settings,
+    need: MemoryNeed,
+) -> Result<(Arc<dyn Region>, Option<Arc<ShmRegion>>, Vec<Fallback>)> {
     let unit = if l1.hugepages == HugePages::Explicit { HUGE } else { kvstrata_mem::UNIT };
     // Each budget is whole units, as the pools count.
     let units = |bytes: u64| bytes.next_multiple_of(kvstrata_mem::UNIT as u64);
@@ -170,14 +179,19 @@ fn region(l1: &L1Settings) -> Result<(Arc<dyn Region>, Option<Arc<ShmRegion>>, V
         numa_node: l1.numa,
         lock: l1.mlock,
     };
-    Ok(match &l1.shm_name {
-        Some(name) => {
+    Ok(match (&l1.shm_name, need) {
+        (Some(name), _) => {
             // What a dead owner left under our own name is of no use to anybody.
             let region = ShmRegion::create(name, len, &options, Stale::Replace)?;
             let fallbacks = region.fallbacks().to_vec();
             (Arc::clone(&region) as Arc<dyn Region>, Some(region), fallbacks)
         }
-        None => {
+        (None, MemoryNeed::Shared) => {
+            let region = MemfdRegion::new("kvstrata-l1", len, &options)?;
+            let fallbacks = region.fallbacks().to_vec();
+            (region, None, fallbacks)
+        }
+        (None, MemoryNeed::Any) => {
             let region = MmapRegion::new(len, &options)?;
             let fallbacks = region.fallbacks().to_vec();
             (region, None, fallbacks)

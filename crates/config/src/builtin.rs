@@ -21,6 +21,7 @@ pub(crate) fn register(registry: Registry) -> Registry {
         .with(crate::gds::GdsFactory)
         .with(crate::lmcache::LmcacheFsFactory)
         .with(crate::lmcache::LmcacheGdsFactory)
+        .with(crate::mooncake::MooncakeFactory)
         .with_decorator(FaultFactory)
 }
 

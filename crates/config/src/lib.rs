@@ -46,6 +46,7 @@ mod fs;
 mod gds;
 mod layers;
 mod lmcache;
+mod mooncake;
 pub mod names;
 mod paths;
 mod registry;
@@ -63,7 +64,7 @@ pub use file::{FileKind, SettingsFile};
 pub use gds::{PROBE_COMMAND, gds_settings};
 pub use layers::{Sources, process_environment, user_cache_directory};
 pub use names::{FlagSpec, flag_specs};
-pub use registry::{AdapterFactory, BuildContext, DecoratorFactory, Registry};
+pub use registry::{AdapterFactory, BuildContext, DecoratorFactory, MemoryNeed, Registry};
 pub use resolved::{Resolved, Row, load};
 pub use settings::{
     DeadlineSettings, EvictionSettings, HugePages, L1Settings, L2Settings, LocalDiskSettings,

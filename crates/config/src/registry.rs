@@ -52,6 +52,16 @@ impl BuildContext {
     }
 }
 
+/// The memory that an adapter can work with.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum MemoryNeed {
+    /// Whatever L1 is made of.
+    #[default]
+    Any,
+    /// Memory that another process can map: a memfd, or named shared memory.
+    Shared,
+}
+
 /// Makes adapters of one type from their settings.
 ///
 /// The settings that it sees have no `null`s, and no keys but `type`, `name` and those it names. `check` and `paths` touch
@@ -73,6 +83,11 @@ pub trait AdapterFactory: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// As [`check`](Self::check), and whatever keeps it from opening.
     fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter>;
+    /// The memory that L1 must have for it. Nothing goes around a factory, so nothing can forget to pass this on.
+    fn memory(&self, settings: &AdapterSettings) -> MemoryNeed {
+        let _ = settings;
+        MemoryNeed::Any
+    }
 }
 
 /// Puts something around the adapter that the settings describe under `inner`, whatever its type. The registry reads and
@@ -99,7 +114,6 @@ const DEPTH: usize = 8;
 
 /// Types of LMCache's that are not built here, and what to say of them.
 const NOT_BUILT: &[&str] = &[
-    "mooncake_store",
     "raw_block",
     "s3",
     "resp",
@@ -173,7 +187,7 @@ impl Registry {
         Self::default()
     }
 
-    /// The types of this version: `mock`, `fs` with its other name `fs_native`, `gds`, `lmcache_fs` and
+    /// The types of this version: `mock`, `fs` with its other name `fs_native`, `gds`, `mooncake_store`, `lmcache_fs` and
     /// `lmcache_gds` over directories of LMCache's, and `fault_inject` (also `fault`) around any other.
     pub fn builtin() -> Self {
         crate::builtin::register(Self::new())
@@ -278,6 +292,18 @@ impl Registry {
         match factory {
             Factory::Adapter(f) => Ok(f.paths(&own_keys(&factory.keys(), settings))),
             Factory::Decorator(_) => self.paths(&inner(settings)?),
+        }
+    }
+
+    /// The memory that L1 must have for an adapter of these settings.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), for an unknown type.
+    pub fn memory(&self, settings: &AdapterSettings) -> Result<MemoryNeed> {
+        let factory = self.factory(settings.kind())?;
+        match factory {
+            Factory::Adapter(f) => Ok(f.memory(&own_keys(&factory.keys(), settings))),
+            Factory::Decorator(_) => self.memory(&inner(settings)?),
         }
     }
 

@@ -57,7 +57,7 @@ fn each_bad_value_is_refused_with_its_name_its_place_and_what_would_do() {
         ("l2-adapter", "[1]", &["an adapter is an object"]),
         ("l2-adapter", "{}", &["\"type\"", "fake, fs"]),
         ("l2-adapter", r#"{"type":"fss"}"#, &["nearest is fs", "fake, fs"]),
-        ("l2-adapter", r#"{"type":"mooncake_store"}"#, &["not built in this version"]),
+        ("l2-adapter", r#"{"type":"s3"}"#, &["not built in this version"]),
         ("l2-adapter", r#"{"type":"raw_block"}"#, &["not built in this version"]),
         ("l2-adapter", r#"{"type":"s3"}"#, &["not built in this version"]),
         ("l2-adapter", r#"{"type":"resp"}"#, &["not built in this version"]),

@@ -1,0 +1,487 @@
+//! The adapter on a live cluster: whose bytes they are, what is counted, and what happens when something dies, fills up or
+//! stands still.
+
+mod common;
+
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use common::Cluster;
+use kvstrata_core::{
+    Affinity, ChunkHash, ErrorKind, Instant, KeyScope, KvRank, Layout, ObjectKey, Result, Retry,
+};
+use kvstrata_l2::{
+    Adapter, Answer, Checked, Context, Get, GetItem, Miss, Probe, Put, PutItem, Stored, Verify,
+};
+use kvstrata_l2_mooncake::{Attach, Code, MooncakeConfig, MooncakeStore, Route};
+use kvstrata_mem::{Allocate, Pool};
+use kvstrata_mooncake_sys::{Source, Target};
+use kvstrata_testkit::payload;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+/// One adapter with memory for it.
+struct Rig {
+    runtime: tokio::runtime::Runtime,
+    cx: Context,
+    store: MooncakeStore,
+    adapter: Adapter,
+    pool: Arc<Pool>,
+}
+
+impl Rig {
+    fn open(config: &MooncakeConfig, bytes: usize) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        let cx = Context::tokio(runtime.handle().clone());
+        let pool = common::shared_pool(bytes);
+        let mut own = common::context(cx.clone());
+        own.memory = Some(Arc::clone(&pool) as Arc<dyn Allocate>);
+        let config = MooncakeConfig {
+            key_prefix: format!("{}{}/", config.key_prefix, common::run()),
+            ..config.clone()
+        };
+        let store = MooncakeStore::open(&config, &own)?;
+        let adapter =
+            Checked::new(store.adapter(), if config.digests { Verify::On } else { Verify::Off }, cx.clone())
+                .adapter;
+        Ok(Self { runtime, cx, store, adapter, pool })
+    }
+
+    fn within(&self, limit: Duration) -> Instant {
+        self.cx.timer.now() + limit
+    }
+
+    fn put_as(
+        &self,
+        keys: &[ObjectKey],
+        content: &[ObjectKey],
+        len: usize,
+        limit: Duration,
+    ) -> Vec<Result<Stored>> {
+        let layout = Layout::opaque(len as u64).expect("a layout");
+        let item = |(key, content): (&ObjectKey, &ObjectKey)| {
+            let mut buf = self.pool.reserve(len, 4096).expect("room");
+            payload::write(content, &mut buf).expect("a payload");
+            PutItem { key: key.clone(), layout: layout.clone(), digest: None, buf: buf.seal(len) }
+        };
+        let items = keys.iter().zip(content).map(item).collect();
+        let (answers, sink) = collect(keys.len());
+        let request = Put { items, deadline: self.within(limit), affinity: Affinity::default() };
+        self.runtime.block_on(self.adapter.store.put(request, sink));
+        take(&answers)
+    }
+
+    fn put(&self, keys: &[ObjectKey], len: usize) -> Vec<Result<Stored>> {
+        self.put_as(keys, keys, len, Duration::from_secs(60))
+    }
+
+    /// Each right, or why not.
+    fn get(&self, keys: &[ObjectKey], len: usize, limit: Duration) -> Vec<std::result::Result<(), String>> {
+        let layout = Layout::opaque(len as u64).expect("a layout");
+        let item = |key: &ObjectKey| GetItem {
+            key: key.clone(),
+            layout: layout.clone(),
+            buf: self.pool.reserve(len, 4096).expect("room"),
+        };
+        let (answers, sink) = collect(keys.len());
+        let request = Get {
+            items: keys.iter().map(item).collect(),
+            deadline: self.within(limit),
+            affinity: Affinity::default(),
+        };
+        self.runtime.block_on(self.adapter.store.get(request, sink));
+        let judge = |(key, answer): (&ObjectKey, Answer)| match answer {
+            Answer::Loaded(loaded) => {
+                let buf = loaded.buf.seal(len);
+                assert_eq!(
+                    payload::verify(key, &buf).expect("host memory"),
+                    Ok(()),
+                    "wrong bytes under {key}"
+                );
+                Ok(())
+            }
+            Answer::Miss(miss, _) => Err(miss.name().to_owned()),
+            Answer::Failed(e, _) => Err(e.kind().name().to_owned()),
+        };
+        keys.iter().zip(take::<Answer>(&answers)).map(judge).collect()
+    }
+
+    fn found(&self, keys: &[ObjectKey]) -> Vec<Result<bool>> {
+        let request = Probe {
+            keys: keys.into(),
+            deadline: self.within(Duration::from_secs(20)),
+            affinity: Affinity::default(),
+        };
+        let found = self.runtime.block_on(self.adapter.store.probe(request));
+        found.into_iter().map(|f| f.map(|f| f.is_some())).collect()
+    }
+
+    /// All buffers are back, sooner or later, and the adapter ends.
+    fn finish(self) {
+        let back = (0..2000).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            self.pool.usage().buffers == 0
+        });
+        assert!(back, "{} buffers are still out", self.pool.usage().buffers);
+        let deadline = self.within(Duration::from_secs(20));
+        self.runtime.block_on(self.adapter.store.shutdown(deadline)).expect("a shutdown");
+    }
+}
+
+type Answers<T> = Arc<Mutex<Vec<Option<T>>>>;
+
+fn collect<T: kvstrata_l2::Fail>(n: usize) -> (Answers<T>, kvstrata_l2::Sink<T>) {
+    let answers: Answers<T> = Arc::new(Mutex::new((0..n).map(|_| None).collect()));
+    let to = Arc::clone(&answers);
+    let sink =
+        kvstrata_l2::Sink::new(n, Arc::new(move |i: usize, a: T| to.lock().expect("answers")[i] = Some(a)));
+    (answers, sink)
+}
+
+fn take<T>(answers: &Answers<T>) -> Vec<T> {
+    answers.lock().expect("answers").drain(..).map(|a| a.expect("an answer")).collect()
+}
+
+fn keys(of: &str, ids: std::ops::Range<u32>) -> Vec<ObjectKey> {
+    let scope = KeyScope::new(of, KvRank::single(), 0, "").expect("a scope");
+    ids.map(|id| ObjectKey::new(&scope, ChunkHash::new(&id.to_be_bytes()).expect("a hash"))).collect()
+}
+
+const PYTHON: &str = r#"
+import sys, ctypes
+from mooncake.store import MooncakeDistributedStore
+master, what, names, size = sys.argv[1], sys.argv[2], sys.argv[3].split(","), int(sys.argv[4])
+s = MooncakeDistributedStore()
+assert s.setup("127.0.0.1", "P2PHANDSHAKE", 0, 64 << 20, "tcp", "", master) == 0
+room = ctypes.create_string_buffer(size * len(names))
+base = ctypes.addressof(room)
+assert s.register_buffer(base, len(room)) == 0
+at = [base + i * size for i in range(len(names))]
+pattern = lambda i: bytes((j * 7 + i) % 251 for j in range(size))
+if what == "put":
+    for i in range(len(names)):
+        ctypes.memmove(at[i], pattern(i), size)
+    single = s.put_from(names[0], at[0], size)
+    batch = s.batch_put_from(names[1:], at[1:], [size] * (len(names) - 1))
+    print("put", single, batch)
+else:
+    single = s.get_into(names[0], at[0], size)
+    batch = s.batch_get_into(names[1:], at[1:], [size] * (len(names) - 1))
+    whole = s.get(names[0])
+    got = [ctypes.string_at(a, size) for a in at]
+    print("got", single, batch, whole == got[0], all(g == pattern(i) for i, g in enumerate(got)))
+s.close()
+"#;
+
+const LEN: usize = 300_001;
+
+fn pattern(i: usize) -> Vec<u8> {
+    (0..LEN).map(|j| ((j * 7 + i) % 251) as u8).collect()
+}
+
+/// Ours are Mooncake's, and the reverse, single and batched, in the form in which LMCache has them.
+fn bytes_are_the_same_for_mooncakes_own_client() {
+    let cluster = Cluster::start("256MB");
+    let pool = common::shared_pool(32 << 20);
+    let route = Attach::connect(cluster.client(0), None, common::run()).expect("the client");
+    let names: Vec<String> = (0..5).map(|i| format!("ours-{i}")).collect();
+    let bufs: Vec<_> = (0..5).map(|i| common::filled(&pool, &pattern(i))).collect();
+    let from: Vec<_> = bufs.iter().map(Source::of).collect();
+    assert_eq!(route.put_from(&names[..1], &from[..1]).expect("a put"), [Ok(())]);
+    assert_eq!(route.put_from(&names[1..], &from[1..]).expect("a batch"), [Ok(()); 4]);
+    let said = cluster.python(PYTHON, &["get".into(), names.join(","), LEN.to_string()]);
+    assert!(said.contains(&format!("got {LEN} [{LEN}, {LEN}, {LEN}, {LEN}] True True")), "{said}");
+
+    let theirs: Vec<String> = (0..5).map(|i| format!("theirs-{i}")).collect();
+    let said = cluster.python(PYTHON, &["put".into(), theirs.join(","), LEN.to_string()]);
+    assert!(said.contains("put 0 [0, 0, 0, 0]"), "{said}");
+    let mut room: Vec<_> = (0..5).map(|_| pool.reserve(LEN, 4096).expect("room")).collect();
+    let (first, rest) = room.split_at_mut(1);
+    assert_eq!(
+        route.get_into(&theirs[..1], &mut [Target::of(&mut first[0])]).expect("a get"),
+        [Ok(LEN as u64)]
+    );
+    let mut to: Vec<_> = rest.iter_mut().map(Target::of).collect();
+    assert_eq!(route.get_into(&theirs[1..], &mut to).expect("a batch"), [Ok(LEN as u64); 4]);
+    for (i, buf) in room.iter().enumerate() {
+        let mut bytes = vec![0; LEN];
+        buf.read_at(0, &mut bytes).expect("inside");
+        assert!(bytes == pattern(i), "object {i} of Mooncake's client differs");
+    }
+    route.close();
+}
+
+/// n keys are one put request and one get request, and the bytes through our sockets are those of names and numbers.
+fn a_batch_is_one_request_and_no_copy() {
+    let cluster = Cluster::start("256MB");
+    let rig = Rig::open(&cluster.config(), 128 << 20).expect("an adapter");
+    let keys = keys("counted", 0..32);
+    let asked = |name: &str| cluster.metric(name).unwrap_or(-1.0);
+    let before = (
+        asked("master_batch_put_start_requests_total"),
+        asked("master_batch_get_replica_list_requests_total"),
+    );
+    assert!(rig.put(&keys, 1 << 20).iter().all(|a| a.as_ref().is_ok_and(|s| *s == Stored::Written)));
+    let puts = rig.store.counts();
+    assert_eq!((puts.puts, puts.put_keys, puts.gets, puts.copied), (1, 64, 0, 0), "{puts:?}");
+    assert!(rig.get(&keys, 1 << 20, Duration::from_secs(60)).iter().all(std::result::Result::is_ok));
+    let gets = rig.store.counts();
+    assert_eq!(
+        (gets.puts, gets.gets, gets.get_keys, gets.copied, gets.removes),
+        (1, 1, 64, 0, 0),
+        "{gets:?}"
+    );
+    let after = (
+        asked("master_batch_put_start_requests_total"),
+        asked("master_batch_get_replica_list_requests_total"),
+    );
+    if before.0 >= 0.0 {
+        assert_eq!(after.0 - before.0, 1.0, "the master saw one put");
+    }
+    rig.finish();
+}
+
+/// Write-once underneath, and still: the same again is present, and something else takes its place.
+fn a_second_store_is_present_or_takes_its_place() {
+    let cluster = Cluster::start("256MB");
+    let rig = Rig::open(&cluster.config(), 64 << 20).expect("an adapter");
+    let (keys, other) = (keys("again", 0..4), keys("other", 0..4));
+    let kinds =
+        |answers: Vec<Result<Stored>>| answers.into_iter().map(|a| a.expect("a put")).collect::<Vec<_>>();
+    let far = Duration::from_secs(60);
+    assert_eq!(kinds(rig.put_as(&keys, &other, LEN, far)), [Stored::Written; 4]);
+    assert_eq!(kinds(rig.put_as(&keys[..2], &other[..2], LEN, far)), [Stored::Present; 2]);
+    assert_eq!(kinds(rig.put(&keys, LEN)), [Stored::Written; 4]);
+    assert_eq!(rig.get(&keys, LEN, far), [Ok(()), Ok(()), Ok(()), Ok(())]);
+    rig.finish();
+}
+
+/// The pool is full: what had no room says so, with when to come again, and loads go on; when room comes, stores do too.
+fn a_full_pool_declines_and_recovers() {
+    let cluster = Cluster::start("64MB");
+    let rig = Rig::open(&cluster.config(), 256 << 20).expect("an adapter");
+    let all = keys("full", 0..48);
+    let answers = rig.put(&all, 4 << 20);
+    let stored: Vec<_> =
+        all.iter().zip(&answers).filter(|(_, a)| a.is_ok()).map(|(k, _)| k.clone()).collect();
+    let declined: Vec<_> = answers.iter().filter_map(|a| a.as_ref().err()).collect();
+    assert!(
+        !stored.is_empty() && !declined.is_empty(),
+        "{} stored, {} declined",
+        stored.len(),
+        declined.len()
+    );
+    for e in declined {
+        assert_eq!((e.kind(), matches!(e.retry(), Retry::After(_))), (ErrorKind::NoSpace, true), "{e}");
+    }
+    let loaded = rig.get(&stored, 4 << 20, Duration::from_secs(60));
+    assert!(loaded.iter().all(std::result::Result::is_ok), "loads go on in a full pool: {loaded:?}");
+    let gone: Vec<_> = all.iter().filter(|k| !stored.contains(k)).cloned().collect();
+    assert!(rig.found(&gone).into_iter().all(|f| !f.expect("a probe")), "what was declined is not there");
+    let deadline = rig.within(Duration::from_secs(20));
+    let remove = rig.adapter.remove.as_ref().expect("the ability");
+    let removed = rig.runtime.block_on(remove.remove(stored.as_slice().into(), deadline));
+    assert!(removed.into_iter().all(|r| r.expect("a removal")), "leased objects are removed too");
+    let answers = rig.put(&gone[..1], 4 << 20);
+    assert!(answers[0].is_ok(), "room came back: {answers:?}");
+    rig.finish();
+}
+
+/// The client dies under calls: they end, nothing is wrong, and after its restart the same adapter goes on.
+fn a_killed_client_is_attached_to_again() {
+    let mut cluster = Cluster::start("256MB");
+    let rig = Rig::open(&cluster.config(), 64 << 20).expect("an adapter");
+    let all = keys("killed", 0..8);
+    assert!(rig.put(&all, 1 << 20).iter().all(Result::is_ok));
+    cluster.kill_client(0);
+    let soon = Duration::from_secs(5);
+    assert!(rig.get(&all, 1 << 20, soon).iter().all(std::result::Result::is_err), "nobody is there");
+    assert!(rig.put_as(&all, &all, 1 << 20, soon).iter().all(Result::is_err));
+    cluster.start_client(0);
+    let works = (0..60).any(|_| {
+        let again = rig.put(&all, 1 << 20).iter().all(Result::is_ok);
+        again || {
+            std::thread::sleep(Duration::from_millis(500));
+            false
+        }
+    });
+    assert!(works, "the adapter recovers without a restart of its own");
+    assert!(rig.get(&all, 1 << 20, Duration::from_secs(60)).iter().all(std::result::Result::is_ok));
+    rig.finish();
+}
+
+/// The master dies and comes back, empty.
+fn a_killed_master_is_an_error_and_then_misses() {
+    let mut cluster = Cluster::start("256MB");
+    let rig = Rig::open(&cluster.config(), 64 << 20).expect("an adapter");
+    let all = keys("master", 0..4);
+    assert!(rig.put(&all, 1 << 20).iter().all(Result::is_ok));
+    cluster.kill_master();
+    let limit = Duration::from_secs(3);
+    let answers = rig.put_as(&keys("master", 10..12), &all[..2], 1 << 20, limit);
+    assert!(answers.iter().all(Result::is_err), "{answers:?}");
+    cluster.start_master();
+    let works = (0..120).any(|_| {
+        let again = rig.put(&all, 1 << 20).iter().all(Result::is_ok);
+        again || {
+            std::thread::sleep(Duration::from_millis(500));
+            false
+        }
+    });
+    assert!(works, "the adapter recovers without a restart of its own");
+    assert!(rig.get(&all, 1 << 20, Duration::from_secs(60)).iter().all(std::result::Result::is_ok));
+    rig.finish();
+}
+
+/// Another machine's segment: its owner stands still, and then is killed. Calls end by their deadlines, and a dead owner is a
+/// miss.
+fn a_slow_owner_and_a_dead_one() {
+    let mut cluster = Cluster::with_clients(&["0", "256MB"]);
+    let rig = Rig::open(&cluster.config(), 64 << 20).expect("an adapter");
+    let all = keys("owner", 0..4);
+    assert!(rig.put(&all, 1 << 20).iter().all(Result::is_ok));
+    let owner = cluster.client_pid(1);
+    common::signal(owner, true);
+    let limit = Duration::from_millis(1500);
+    let got = rig.get(&all, 1 << 20, limit);
+    assert!(got.iter().all(std::result::Result::is_err), "{got:?}");
+    let poison = rig.pool.usage().buffers;
+    common::signal(owner, false);
+    let loaded = (0..60).any(|_| {
+        rig.get(&all, 1 << 20, Duration::from_secs(20)).iter().all(std::result::Result::is_ok) || {
+            std::thread::sleep(Duration::from_millis(500));
+            false
+        }
+    });
+    assert!(loaded, "it goes on when its owner does ({poison} buffers were out meanwhile)");
+    cluster.kill_client(1);
+    let got = rig.get(&all, 1 << 20, Duration::from_secs(20));
+    assert!(got.iter().all(|g| g.as_ref().is_err_and(|why| why == Miss::Absent.name())), "{got:?}");
+    rig.finish();
+}
+
+/// The client has dropped us, as after ten seconds without a heartbeat: memory is handed over again, once.
+fn an_expired_attachment_is_renewed_once() {
+    let cluster = Cluster::start("256MB");
+    let pool = common::shared_pool(8 << 20);
+    let (run, name) = (common::run(), ["expired".to_owned()]);
+    let route = Attach::connect(cluster.client(0), None, run).expect("the client");
+    let buf = common::filled(&pool, &pattern(1));
+    assert_eq!(route.put_from(&name, &[Source::of(&buf)]).expect("a put"), [Ok(())]);
+    assert_eq!(route.attachments(), 1);
+    route.let_forget().expect("the client");
+    let mut room = pool.reserve(LEN, 4096).expect("room");
+    assert_eq!(route.get_into(&name, &mut [Target::of(&mut room)]).expect("a get"), [Ok(LEN as u64)]);
+    assert_eq!(route.attachments(), 2);
+    // A size that does not fit is the same code, and no reason to attach again.
+    let mut small = pool.reserve(4096, 4096).expect("room");
+    assert_eq!(
+        route.get_into(&name, &mut [Target::of(&mut small)]).expect("a get"),
+        [Err(Code::INVALID_PARAMS)]
+    );
+    assert_eq!(route.attachments(), 2);
+    route.close();
+}
+
+/// Ten thousand batches that fail leave no buffer behind.
+fn failing_batches_leak_nothing() {
+    let mut cluster = Cluster::start("64MB");
+    let rig = Rig::open(&cluster.config(), 8 << 20).expect("an adapter");
+    cluster.kill_client(0);
+    let keys = keys("leak", 0..3);
+    let limit = Duration::from_secs(5);
+    for i in 0..5000 {
+        assert!(rig.get(&keys, 5000, limit).iter().all(std::result::Result::is_err), "batch {i}");
+        assert!(rig.put_as(&keys, &keys, 5000, limit).iter().all(Result::is_err), "batch {i}");
+    }
+    rig.finish();
+}
+
+/// LMCache's objects in both forms, bit for bit.
+fn lmcaches_forms_are_kept() {
+    let cluster = Cluster::start("256MB");
+    let pool = common::shared_pool(8 << 20);
+    let route = Attach::connect(cluster.client(0), None, common::run()).expect("the client");
+    for (meta, header) in [(false, 0), (true, 28)] {
+        let config = MooncakeConfig {
+            digests: false,
+            save_chunk_meta: Some(meta),
+            key_prefix: format!("form-{meta}-"),
+            local_buffer_size: 64 << 20,
+            ..cluster.config()
+        };
+        let rig = Rig::open(&config, 64 << 20).expect("an adapter");
+        let all = keys("forms", 0..3);
+        assert!(rig.put(&all, LEN).iter().all(Result::is_ok));
+        assert_eq!(rig.get(&all, LEN, Duration::from_secs(60)), [Ok(()), Ok(()), Ok(())]);
+        assert!(rig.found(&all).into_iter().all(|f| f.expect("a probe")));
+        let prefix = rig.store.key_prefix().to_owned();
+        let bytes = common::raw(&route, &pool, &format!("{prefix}{}", all[0])).expect("the object");
+        let mut payload = vec![0; LEN];
+        payload::fill(&all[0], &mut payload);
+        assert_eq!(bytes.len(), header + LEN);
+        assert!(bytes[header..] == payload, "the payload is as it is");
+        if meta {
+            let words: Vec<i32> =
+                bytes[..28].as_chunks::<4>().0.iter().map(|w| i32::from_le_bytes(*w)).collect();
+            assert_eq!(words, [LEN as i32, 1, 6, LEN as i32, 0, 0, 0]);
+            assert_eq!(rig.store.counts().copied, 2 * 3 * LEN as u64, "this form is copied, once each way");
+        }
+        rig.finish();
+    }
+    route.close();
+}
+
+/// A master that is not there, or a client of no known release, fails at the start with what was tried.
+fn what_is_not_there_fails_at_the_start() {
+    let cluster = Cluster::start("64MB");
+    let nowhere = MooncakeConfig { master_server_address: Some("127.0.0.1:1".into()), ..cluster.config() };
+    let e = Rig::open(&nowhere, 1 << 20).err().expect("refused");
+    assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
+    assert!(e.to_string().contains("127.0.0.1:1"), "{e}");
+    let no_client = MooncakeConfig { client_address: "127.0.0.1:1".into(), ..cluster.config() };
+    let e = Rig::open(&no_client, 1 << 20).err().expect("refused");
+    assert!(e.to_string().contains("none is named"), "{e}");
+    // The master speaks the same protocol and has none of the client's functions.
+    let master =
+        MooncakeConfig { client_address: format!("127.0.0.1:{}", cluster.ports.master), ..cluster.config() };
+    let e = Rig::open(&master, 1 << 20).err().expect("refused");
+    assert_eq!(e.kind(), ErrorKind::Mismatch, "{e}");
+}
+
+fn main() -> ExitCode {
+    let args = Arguments::from_args();
+    let absent = common::wheel().err();
+    macro_rules! tests {
+        ($($name:ident)*) => {
+            vec![$(Trial::ignorable_test(stringify!($name), {
+                let absent = absent.clone();
+                move || match absent {
+                    Some(why) => Ok(Completion::ignored_with(why)),
+                    None => match std::panic::catch_unwind($name) {
+                        Ok(()) => Ok(Completion::Completed),
+                        Err(_) => Err(Failed::from("it panicked; see above")),
+                    },
+                }
+            })),*]
+        };
+    }
+    let all = tests! {
+        bytes_are_the_same_for_mooncakes_own_client
+        a_batch_is_one_request_and_no_copy
+        a_second_store_is_present_or_takes_its_place
+        a_full_pool_declines_and_recovers
+        a_killed_client_is_attached_to_again
+        a_killed_master_is_an_error_and_then_misses
+        a_slow_owner_and_a_dead_one
+        an_expired_attachment_is_renewed_once
+        failing_batches_leak_nothing
+        lmcaches_forms_are_kept
+        what_is_not_there_fails_at_the_start
+    };
+    libtest_mimic::run(&args, all).exit_code()
+}
