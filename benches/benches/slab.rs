@@ -96,7 +96,7 @@ impl Full {
         };
         let writer = Writer { pid: std::process::id(), id: 7 << 32 };
         let cx = Context::tokio(runtime.handle().clone());
-        let store = open_os(&config, cx, writer, vec![]).expect("a store of our own");
+        let store = open_os(&config, cx, writer, vec![], None).expect("a store of our own");
         let slab = Slab::new(vec![HeapRegion::new(MIB).expect("memory")]).expect("a region");
         let mut buf = slab.pool("payload", MIB as u64).reserve(MIB, 4096).expect("an empty pool");
         let noise: Vec<u8> = (0..MIB as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();

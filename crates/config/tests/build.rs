@@ -408,3 +408,19 @@ async fn lmcaches_files_are_read_through_and_never_written() {
     assert_eq!((checks[1].unverified_no_digest, checks[1].loaded, checks[1].put_failed), (3, 3, 0));
     assert_eq!(std::fs::read_dir(&theirs).unwrap().count(), 4);
 }
+
+#[test]
+fn bad_settings_of_lmcaches_directories_name_their_key() {
+    for (adapter, says) in [
+        (r#"{"type":"lmcache_fs"}"#, "base_path"),
+        (r#"{"type":"lmcache_fs","base_path":"/x","writable":true}"#, "writable"),
+        (r#"{"type":"lmcache_fs","base_path":"/x","models":["a/b","a-SEP-b"]}"#, "told apart"),
+        (r#"{"type":"lmcache_gds","base_path":"/x","kv_dtype":"bf16"}"#, "bfloat16"),
+        (r#"{"type":"lmcache_gds","base_path":"/x","fmt":"KV"}"#, "KV_2LTD"),
+    ] {
+        let flags = vec![("l2-adapter".to_owned(), Some(adapter.to_owned()))];
+        let sources = Sources { flags, ..Sources::default() };
+        let e = Resolved::load(&sources, &Machine::here(), &Registry::builtin()).unwrap_err().to_string();
+        assert!(e.contains(says), "{adapter}: {e}");
+    }
+}

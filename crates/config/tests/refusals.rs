@@ -75,13 +75,6 @@ fn each_bad_value_is_refused_with_its_name_its_place_and_what_would_do() {
         ("l2-adapter", r#"{"type":"fake","affinity_tag":"x"}"#, &["_default"]),
         ("l2-adapter", r#"{"type":"fake","persist_enabled":false}"#, &["not built"]),
         ("l2-adapter", r#"{"type":"fake","read_only":"yes"}"#, &["read_only", "true or false"]),
-        ("l2-adapter", r#"{"type":"lmcache_fs"}"#, &["base_path"]),
-        ("l2-adapter", r#"{"type":"lmcache_fs","base_path":"/x","writable":true}"#, &["writable"]),
-        (
-            "l2-adapter",
-            r#"{"type":"lmcache_gds","base_path":"/x","kv_dtype":"bf16"}"#,
-            &["kv_dtype", "bfloat16"],
-        ),
         (
             "l2-adapter",
             r#"{"type":"fake","eviction":{"eviction_ration":0.1}}"#,

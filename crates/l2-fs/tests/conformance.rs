@@ -50,7 +50,7 @@ impl Factory for Fs {
             "direct transfers are what this run is about"
         );
         let adapter = fs.adapter();
-        let (root, damaged) = (config.base_path.clone(), Arc::clone(&disk));
+        let (roots, damaged) = ([config.base_path.clone()], Arc::clone(&disk));
         let reopen = {
             let disk = Arc::clone(&disk);
             move |cx| {
@@ -60,7 +60,7 @@ impl Factory for Fs {
         };
         Ok(Subject {
             reopen: Some(Box::new(reopen)),
-            damage: Some(Box::new(move |damage| common::damage(&*damaged, &root, damage))),
+            damage: Some(Box::new(move |damage| common::damage(&*damaged, &roots, damage))),
             device: Some(common::Hang::new(disk)),
             keep: Box::new(dir),
             ..Subject::new(adapter)

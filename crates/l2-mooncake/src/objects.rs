@@ -343,7 +343,7 @@ impl Objects {
             Ok(answers) => {
                 for ((position, item), found) in items.into_iter().zip(answers) {
                     let answer = match found {
-                        Ok(Ok(found)) => Answer::Loaded(Loaded { buf: item.buf, found, verified: false }),
+                        Ok(Ok(found)) => Answer::Loaded(Loaded::new(item.buf, found)),
                         Ok(Err(miss)) => Answer::Miss(miss, Some(item.buf)),
                         Err(e) => Answer::Failed(e.with("key", &item.key), Some(item.buf)),
                     };

@@ -102,22 +102,6 @@ fn open(sharding: Sharding, configs: &[(FsConfig, Arc<OsDisk>)], cx: Context) ->
     together(sharding, adapters.collect::<Result<_>>()?, cx)
 }
 
-fn damage(roots: &[PathBuf], damage: Damage<'_>) -> bool {
-    let of = |key: &ObjectKey| {
-        roots.iter().find(|root| files::object(root, key).exists()).expect("the object's directory")
-    };
-    match damage {
-        Damage::Flip(key) | Damage::Truncate(key) | Damage::Header(key) => files::damage(of(key), damage),
-        Damage::Swap(a, b) => {
-            let (a, b, aside) = (files::object(of(a), a), files::object(of(b), b), roots[0].join("aside"));
-            std::fs::rename(&a, &aside).expect("a rename");
-            std::fs::rename(&b, &a).expect("a rename");
-            std::fs::rename(&aside, &b).expect("a rename");
-            true
-        }
-    }
-}
-
 #[async_trait::async_trait]
 impl Factory for Files {
     async fn open(&self, cx: Context, capacity: Option<u64>) -> Result<Subject> {
@@ -132,7 +116,7 @@ impl Factory for Files {
         let configs = configs?;
         let roots: Vec<PathBuf> = configs.iter().map(|(config, _)| config.base_path.clone()).collect();
         let hang = configs.iter().map(|(_, disk)| files::Hang::new(Arc::clone(disk))).collect();
-        let sharding = self.0;
+        let (sharding, damaged) = (self.0, Arc::clone(&configs[0].1));
         let adapter = open(sharding, &configs, cx)?;
         let configs = Arc::new(configs);
         let reopen = move |cx| {
@@ -141,7 +125,7 @@ impl Factory for Files {
         };
         Ok(Subject {
             reopen: Some(Box::new(reopen)),
-            damage: Some(Box::new(move |how| damage(&roots, how))),
+            damage: Some(Box::new(move |how| files::damage(&*damaged, &roots, how))),
             device: Some(Arc::new(Hung::<Arc<files::Hang>>(hang))),
             keep: Box::new(dir),
             ..Subject::new(adapter)

@@ -18,17 +18,19 @@ pub(crate) fn writer() -> Writer {
     Writer { pid: std::process::id(), id: NEXT.fetch_add(1 << 32, Ordering::Relaxed) }
 }
 
-/// The file that an object lies in, where its header is, and its payload's length.
-pub(crate) fn object<D: Disk>(disk: &D, root: &Path, key: &ObjectKey) -> (PathBuf, u64, u64) {
+/// The file that an object lies in, where its header is, and its payload's length. It is in one of these stores.
+pub(crate) fn object<D: Disk>(disk: &D, roots: &[PathBuf], key: &ObjectKey) -> (PathBuf, u64, u64) {
     let mut found = None;
-    walk(disk, root, |listed| {
-        if let Ok((k, f)) = &listed.object
-            && k == key
-        {
-            found = Some((listed.path, listed.at, f.len));
-        }
-    })
-    .expect("a store");
+    for root in roots {
+        walk(disk, root, |listed| {
+            if let Ok((k, f)) = &listed.object
+                && k == key
+            {
+                found = Some((listed.path, listed.at, f.len));
+            }
+        })
+        .expect("a store");
+    }
     found.expect("an object")
 }
 
@@ -50,15 +52,15 @@ fn bytes(path: &Path, at: u64, len: u64) -> Vec<u8> {
     bytes
 }
 
-/// Damages the files of a store behind its back.
-pub(crate) fn damage<D: Disk>(disk: &D, root: &Path, damage: Damage<'_>) -> bool {
+/// Damages the files of stores behind their backs.
+pub(crate) fn damage<D: Disk>(disk: &D, roots: &[PathBuf], damage: Damage<'_>) -> bool {
     match damage {
         Damage::Flip(key) => {
-            let (path, at, _) = object(disk, root, key);
+            let (path, at, _) = object(disk, roots, key);
             flip(&path, at + HEADER_BYTES + 1234);
         }
         Damage::Truncate(key) => {
-            let (path, at, len) = object(disk, root, key);
+            let (path, at, len) = object(disk, roots, key);
             if at == 0 {
                 // More than the padding of a direct write.
                 let end = open(&path).metadata().expect("its length").len();
@@ -69,11 +71,11 @@ pub(crate) fn damage<D: Disk>(disk: &D, root: &Path, damage: Damage<'_>) -> bool
             }
         }
         Damage::Header(key) => {
-            let (path, at, _) = object(disk, root, key);
+            let (path, at, _) = object(disk, roots, key);
             flip(&path, at + 17);
         }
         Damage::Swap(a, b) => {
-            let ((a, a_at, len), (b, b_at, _)) = (object(disk, root, a), object(disk, root, b));
+            let ((a, a_at, len), (b, b_at, _)) = (object(disk, roots, a), object(disk, roots, b));
             let (one, other) = (bytes(&a, a_at, HEADER_BYTES + len), bytes(&b, b_at, HEADER_BYTES + len));
             open(&a).write_all_at(&other, a_at).expect("a write");
             open(&b).write_all_at(&one, b_at).expect("a write");

@@ -83,7 +83,7 @@ impl Factory for Files {
         };
         let wrap = self.0;
         let adapter = open(&config, &disk, cx, wrap)?;
-        let root = config.base_path.clone();
+        let (roots, damaged) = ([config.base_path.clone()], Arc::clone(&disk));
         let reopen = {
             let disk = Arc::clone(&disk);
             move |cx| {
@@ -93,7 +93,7 @@ impl Factory for Files {
         };
         Ok(Subject {
             reopen: Some(Box::new(reopen)),
-            damage: Some(Box::new(move |damage| files::damage(&root, damage))),
+            damage: Some(Box::new(move |damage| files::damage(&*damaged, &roots, damage))),
             device: Some(files::Hang::new(disk)),
             keep: Box::new(dir),
             ..Subject::new(adapter)
