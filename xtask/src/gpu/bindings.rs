@@ -125,11 +125,19 @@ mod drift {
             .default_enum_style(bindgen::EnumVariation::NewType { is_bitfield: false, is_global: false })
             .merge_extern_blocks(true)
             .layout_tests(true);
-        // It panics where there is no libclang.
+        // It panics where there is no libclang, and for nothing else that may be passed over.
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
         let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.generate()));
+        std::panic::set_hook(hook);
         let bindings = match made {
             Ok(made) => made.context("bindgen cannot read the header")?,
-            Err(_) => {
+            Err(panic) => {
+                let said = panic.downcast_ref::<String>().map(String::as_str);
+                let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();
+                if !said.contains("libclang") {
+                    bail!("bindgen panicked: {said}");
+                }
                 println!("not run: there is no libclang (apt-get install libclang-dev, or LIBCLANG_PATH)");
                 return Ok(None);
             }

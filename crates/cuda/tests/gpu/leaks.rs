@@ -1,4 +1,5 @@
-//! What is taken is given back.
+//! What is taken is given back. The kernel counts nowhere per process what the driver has pinned, so a registration that
+//! outlives its region is not seen here; `regions` asks the driver for each.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,18 +17,14 @@ const MIB: usize = 1 << 20;
 struct Held {
     descriptors: usize,
     mappings: usize,
-    locked_kib: usize,
     gpu_bytes: u64,
 }
 
 fn held(gpu: &Gpu) -> Result<Held, Failed> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let locked = status.lines().find_map(|l| l.strip_prefix("VmPin:"));
     let (free, all) = gpu.device.free_memory()?;
     Ok(Held {
         descriptors: std::fs::read_dir("/proc/self/fd")?.count(),
         mappings: std::fs::read_to_string("/proc/self/maps")?.lines().count(),
-        locked_kib: locked.and_then(|l| l.split_whitespace().next()?.parse().ok()).unwrap_or(0),
         gpu_bytes: all - free,
     })
 }
@@ -71,7 +68,6 @@ pub(super) fn cycles(gpu: &Gpu) -> Result<(), Failed> {
     // The C library's arenas come and go by a few; a leak would be thousands.
     if after.descriptors > before.descriptors
         || after.mappings > before.mappings + 50
-        || after.locked_kib > before.locked_kib
         || after.gpu_bytes > before.gpu_bytes + (64 << 20)
     {
         return Err(format!("before {before:?}, after {after:?}").into());
