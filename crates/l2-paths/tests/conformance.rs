@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use kvstrata_core::{Error, ObjectKey, Result};
+use kvstrata_core::{Error, Result};
 use kvstrata_io::{OsDisk, OsOptions};
 use kvstrata_l2::{Adapter, BreakerOptions, Context};
 use kvstrata_l2_fs::{FsConfig, FsContext, FsStore};

@@ -64,7 +64,7 @@ fn status(service: &Service) -> Map<String, Value> {
     let meta = |w: &kvstrata_server::WorkerStatus| {
         let tensor = &w.layout.tensors()[0];
         json!({
-            "model_name": w.model,
+            "model_name": &*w.model,
             "world_size": w.world_size,
             "block_size": w.block_size,
             "use_mla": w.mla,
