@@ -190,7 +190,11 @@ impl OpenPath for DirectoryStore {
             if let Some((there, _)) = this.home
                 && now.map_err(|e| Error::io(OP, e))?.0 != there
             {
-                return Err(Error::new(ErrorKind::Io, OP, "another file system is mounted there than at the start"));
+                return Err(Error::new(
+                    ErrorKind::Io,
+                    OP,
+                    "another file system is mounted there than at the start",
+                ));
             }
             Self::open(&this)
         });

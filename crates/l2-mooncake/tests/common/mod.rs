@@ -1,5 +1,5 @@
 //! Real processes of Mooncake's on loopback, from the wheel that `cargo xtask services mooncake` fetches.
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![expect(dead_code, reason = "each test program uses a part of it")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

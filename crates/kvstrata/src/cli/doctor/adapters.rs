@@ -118,8 +118,7 @@ fn files(
 
     let unset = FsConfig::new(path);
     let layout = layout(&disk, &what("layout"), path, adapter, findings);
-    let direct =
-        direct.unwrap_or_else(|| wanted(adapter.keys().get("use_odirect"), unset.direct(layout)));
+    let direct = direct.unwrap_or_else(|| wanted(adapter.keys().get("use_odirect"), unset.direct(layout)));
     let instead = "direct I/O is switched off: through the page cache";
     support(&what("O_DIRECT reads"), direct, &can.direct_read, instead, findings);
     support(&what("O_DIRECT writes"), direct, &can.direct_write, instead, findings);
