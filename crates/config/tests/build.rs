@@ -424,3 +424,18 @@ fn bad_settings_of_lmcaches_directories_name_their_key() {
         assert!(e.contains(says), "{adapter}: {e}");
     }
 }
+
+#[test]
+fn bad_lists_of_paths_say_what_is_wrong() {
+    for (paths, says) in [
+        (" , ,", "at least one path"),
+        ("/a,/b,/a", "/a is there twice"),
+        ("/nonexistent/a,/nonexistent/./a", "two paths are one directory"),
+    ] {
+        let flag = |name: &str, value: &str| (name.to_owned(), Some(value.to_owned()));
+        let flags = vec![flag("local_disk", paths), flag("max_local_disk_size", "1")];
+        let sources = Sources { flags, ..Sources::default() };
+        let e = Resolved::load(&sources, &Machine::here(), &Registry::builtin()).unwrap_err().to_string();
+        assert!(e.contains(says) && e.contains("local_disk"), "{paths:?}: {e}");
+    }
+}

@@ -92,9 +92,6 @@ fn each_bad_value_is_refused_with_its_name_its_place_and_what_would_do() {
         ("gds_path", "/d", &["GPUDirect Storage is an adapter here"]),
         ("remote_url", "mooncakestore://h", &["not built in this version"]),
         ("l1-manager", "{}", &["l1.size"]),
-        ("local_disk", " , ,", &["at least one path"]),
-        ("local_disk", "/a,/b,/a", &["/a is there twice"]),
-        ("local_disk", "/nonexistent/a,/nonexistent/./a", &["two paths are one directory"]),
         ("l1-sise-gb", "1", &["nearest is --l1-size-gb"]),
         ("zzzzzz", "1", &["there is no such setting"]),
     ];

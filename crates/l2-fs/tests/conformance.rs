@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use kvstrata_core::{Error, Result};
 use kvstrata_disk::Wanted;
-use kvstrata_io::{OsDisk, OsOptions};
+use kvstrata_io::{EngineKind, OsDisk, OsOptions};
 use kvstrata_l2::Context;
 use kvstrata_l2_fs::{FsConfig, FsContext, FsStore, LayoutChoice, Switch};
 use kvstrata_testkit::conformance::{Factory, Ignored, Subject, Suite};
@@ -23,6 +23,8 @@ struct Fs {
     direct: Wanted,
     /// Whether direct transfers do work there.
     works: bool,
+    /// What moves bytes. The hook hangs threads, so that a ring cannot be hung.
+    engine: EngineKind,
 }
 
 fn open(config: &FsConfig, disk: &Arc<OsDisk>, cx: Context) -> Result<FsStore<OsDisk>> {
@@ -34,7 +36,8 @@ fn open(config: &FsConfig, disk: &Arc<OsDisk>, cx: Context) -> Result<FsStore<Os
 impl Factory for Fs {
     async fn open(&self, cx: Context, capacity: Option<u64>) -> Result<Subject> {
         let dir = tempfile::tempdir_in(&self.base).map_err(|e| Error::io("make directory", e))?;
-        let disk = Arc::new(OsDisk::new(OsOptions::default()).map_err(|e| Error::io("start threads", e))?);
+        let options = OsOptions { engine: self.engine, ..OsOptions::default() };
+        let disk = Arc::new(OsDisk::new(options).map_err(|e| Error::io("start threads", e))?);
         // Segments have a limit; where the case asks for none, it is out of reach.
         let unset = if self.layout == LayoutChoice::Slab { 256 << 20 } else { 0 };
         let config = FsConfig {
@@ -61,7 +64,7 @@ impl Factory for Fs {
         Ok(Subject {
             reopen: Some(Box::new(reopen)),
             damage: Some(Box::new(move |damage| common::damage(&*damaged, &roots, damage))),
-            device: Some(common::Hang::new(disk)),
+            device: (self.engine == EngineKind::Threads).then(|| common::Hang::new(disk) as _),
             keep: Box::new(dir),
             ..Subject::new(adapter)
         })
@@ -69,12 +72,14 @@ impl Factory for Fs {
 }
 
 fn trials(mode: &str, suite: &Suite, ignored: Option<&str>) -> Vec<Trial> {
+    let ring = mode.ends_with("/ring");
     let cases = suite.cases().into_iter().map(|case| {
         let why = ignored.map(str::to_owned);
         Trial::ignorable_test(format!("{mode}/{}", case.name()), move || match why {
             Some(why) => Ok(Completion::ignored_with(why)),
             None => match case.run() {
                 Ok(()) => Ok(Completion::Completed),
+                Err(Ignored(reason)) if ring => Ok(Completion::ignored_with(reason)),
                 Err(Ignored(reason)) => Err(Failed::from(format!("did not run, and has to: {reason}"))),
             },
         })
@@ -88,7 +93,8 @@ fn main() -> ExitCode {
     let layouts = [("files", LayoutChoice::Files), ("slab", LayoutChoice::Slab)];
     let mut all = Vec::new();
     for (name, layout) in layouts {
-        let buffered = Fs { base: base.clone(), layout, direct: Wanted::Off, works: false };
+        let buffered =
+            Fs { base: base.clone(), layout, direct: Wanted::Off, works: false, engine: EngineKind::Threads };
         all.extend(trials(&format!("{name}/buffered"), &Suite::new(buffered), None));
     }
 
@@ -101,15 +107,29 @@ fn main() -> ExitCode {
         open(&config, &disk, Context::tokio(runtime.handle().clone())).err().map(|e| e.to_string())
     };
     for (name, layout) in layouts {
-        let direct = Fs { base: base.clone(), layout, direct: Wanted::Require, works: true };
+        let direct = Fs {
+            base: base.clone(),
+            layout,
+            direct: Wanted::Require,
+            works: true,
+            engine: EngineKind::Threads,
+        };
         all.extend(trials(&format!("{name}/direct"), &Suite::new(direct), refused.as_deref()));
+    }
+
+    let ring = OsDisk::new(OsOptions { engine: EngineKind::IoUring, ..OsOptions::default() });
+    let why = refused.clone().or_else(|| ring.err().map(|e| e.to_string()));
+    for (name, layout) in layouts {
+        let base = base.clone();
+        let ring = Fs { base, layout, direct: Wanted::Require, works: true, engine: EngineKind::IoUring };
+        all.extend(trials(&format!("{name}/ring"), &Suite::new(ring), why.as_deref()));
     }
 
     let ramfs = mounts.and_then(|at| namespace::mount(&at, "ramfs", "ramfs", "mode=0700"));
     let why = ramfs.as_ref().err().cloned();
     for (name, layout) in layouts {
         let base = ramfs.clone().unwrap_or_default();
-        let refused = Fs { base, layout, direct: Wanted::Try, works: false };
+        let refused = Fs { base, layout, direct: Wanted::Try, works: false, engine: EngineKind::Threads };
         all.extend(trials(&format!("{name}/refused"), &Suite::new(refused), why.as_deref()));
     }
     libtest_mimic::run(&Arguments::from_args(), all).exit_code()

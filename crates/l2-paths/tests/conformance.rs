@@ -64,7 +64,7 @@ struct Mocks(Sharding, usize);
 impl Factory for Mocks {
     async fn open(&self, cx: Context, capacity: Option<u64>) -> Result<Subject> {
         // An object does not straddle paths, and memory evicts nothing: one has the room, and the others are always full.
-        let room = |bytes: u64, i| if i == 0 { bytes + 1 - self.1 as u64 } else { 1 };
+        let room = |bytes: u64, i| if i == 0 { bytes } else { 1 };
         let gb = |i| capacity.map_or(1.0, |bytes| gib(room(bytes, i)));
         let mocks: Result<Vec<Mock>> =
             (0..self.1).map(|i| Mock::open(&MockConfig::new(gb(i), 100.0), cx.clone())).collect();
