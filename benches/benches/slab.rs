@@ -270,7 +270,7 @@ fn start(args: &Args) -> Result<Figures, String> {
     for &objects in &args.objects {
         let root = scratch(&args.dir, "bench-slab-start");
         // So that the snapshot of all of them is within its part of the store.
-        let capacity = (objects * 48 << 10).max(1 << 30);
+        let capacity = ((objects * 48) << 10).max(1 << 30);
         let scope = scope();
         let made = generate_index(&*disk, &root, capacity, objects, |n| (key(&scope, n), 4096));
         let bytes = made.map_err(|e| e.to_string())?;

@@ -67,7 +67,7 @@ async fn bits_of_any_file_rot_and_no_byte_is_wrong() {
     };
     let (mut verified, mut lost, mut changed) = (0u64, 0u64, 0u64);
     for round in 0..ROUNDS {
-        let shelf = Shelf::open(&how(1 + round << 32)).expect("it opens, whatever has rotted");
+        let shelf = Shelf::open(&how((1 + round) << 32)).expect("it opens, whatever has rotted");
         for batch in ids.chunks(BATCH) {
             for (id, got) in batch.iter().zip(shelf.get(&scope, batch).await) {
                 match got {

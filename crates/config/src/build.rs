@@ -159,11 +159,11 @@ impl fmt::Debug for Components {
     }
 }
 
+/// A region, the same as named shared memory if it is that, and what was asked for and is not in effect.
+type Made = (Arc<dyn Region>, Option<Arc<ShmRegion>>, Vec<Fallback>);
+
 /// One region for both budgets, so that large pages are shared out between them.
-fn region(
-    l1: &L1Settings,
-    need: MemoryNeed,
-) -> Result<(Arc<dyn Region>, Option<Arc<ShmRegion>>, Vec<Fallback>)> {
+fn region(l1: &L1Settings, need: MemoryNeed) -> Result<Made> {
     let unit = if l1.hugepages == HugePages::Explicit { HUGE } else { kvstrata_mem::UNIT };
     // Each budget is whole units, as the pools count.
     let units = |bytes: u64| bytes.next_multiple_of(kvstrata_mem::UNIT as u64);

@@ -30,7 +30,7 @@ use crate::{GdsConfig, Prober};
 /// What the adapter is given instead of reaching for it.
 #[derive(Debug)]
 pub struct GdsContext {
-    /// The file system, whose engine moves what passes the host. [`open_os`] makes one.
+    /// The file system, whose engine moves what passes the host. [`os_disk`] makes one.
     pub disk: Arc<OsDisk>,
     /// The clock of all deadlines, and where the tasks that watch them run.
     pub l2: Context,
@@ -38,7 +38,7 @@ pub struct GdsContext {
     pub writer: Writer,
     /// What will be stored; a store that was written with other settings is refused.
     pub namespaces: Vec<Namespace>,
-    /// The GPUs ([`crate::cuda`]), or why there are none.
+    /// The GPUs ([`crate::cuda()`]), or why there are none.
     pub gpus: Result<Arc<dyn Gpus>>,
     /// How cuFile is tried before it is used.
     pub prober: Prober,

@@ -355,7 +355,7 @@ mod tests {
         let mut read = [0; 6];
         buf.read_at(0, &mut read).expect("inside");
         assert_eq!(&read, b"in use");
-        for bad in [1..4096, 0..LEN + 1, 4096..0] {
+        for bad in [1..4096, 0..LEN + 1, std::ops::Range { start: 4096, end: 0 }] {
             assert_eq!(region.populate(bad).unwrap_err().kind(), ErrorKind::Invalid);
         }
     }
