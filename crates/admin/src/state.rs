@@ -66,7 +66,7 @@ impl Admin {
     }
 
     /// With a registry that has the program's own metrics, too. It is to hold the manager's
-    /// ([`Metrics`](kvstrata_metrics::Metrics)).
+    /// ([`Metrics`]).
     #[must_use]
     pub fn with_registry(self, registry: Arc<Registry>) -> Self {
         self.with(|p| p.registry = registry)

@@ -1,4 +1,4 @@
-//! The ZeroMQ wire over a service: [`wire`](crate::wire) for the messages, `kvstrata-zmtp` for the sockets.
+//! The ZeroMQ wire over a service: [`wire`] for the messages, `kvstrata-zmtp` for the sockets.
 
 use bytes::Bytes;
 use kvstrata_core::Error;

@@ -3,7 +3,7 @@
 //!
 //! | name | what |
 //! |---|---|
-//! | `slab/segment-00000` | extents; see [`format`] |
+//! | `slab/segment-00000` | extents; see [`mod@format`] |
 //! | `slab/log-1` | what came and went since the snapshot of the same number |
 //! | `slab/snapshot-1` | what there was when that log began |
 //!
