@@ -364,9 +364,7 @@ fn expect(place: &mut Place, listed: &BTreeSet<u64>, wrong: &mut Vec<String>, re
         if listed.contains(&id) {
             continue;
         }
-        // In segments what lies in the way of a new object goes with the oldest, however new it is.
-        let by_age = matches!(place.layout, LayoutName::Files);
-        if !place.churn || (by_age && room > 0) {
+        if !place.churn || room > 0 {
             wrong.push(format!("key {id} was acknowledged and is gone"));
         } else {
             report.evicted += 1;
