@@ -107,6 +107,16 @@ fn list(ids: impl IntoIterator<Item = u64>) -> String {
     ids.into_iter().map(|id| id.to_string()).collect::<Vec<_>>().join(" ")
 }
 
+/// What an object takes of a store's room at most. One of segments has room in its index for objects of 64 KiB; of smaller
+/// ones it holds no more.
+pub(super) fn charge(lies: LayoutName, id: u64) -> u64 {
+    let bytes = 4096 + layout(id).bytes().next_multiple_of(4096) + 2 * 4096;
+    match lies {
+        LayoutName::Files => bytes,
+        LayoutName::Slab => bytes.max(64 << 10),
+    }
+}
+
 /// Stores until it is killed.
 pub fn child(args: &ChildArgs) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build();
@@ -200,9 +210,16 @@ async fn manager(args: &ChildArgs, shelf: &Shelf, end: Instant) -> Result<(), St
     let scope = scope();
     let mut rng = Rng::new(args.seed);
     let mut next = args.first;
+    let mut under_way = 0;
     while Instant::now() < end {
         let ids: Vec<u64> = (next..next + 1 + rng.below(8)).collect();
         next += ids.len() as u64;
+        // What is being written takes room and cannot go: with much of it, even the newest of the others would have to.
+        under_way += ids.iter().map(|id| charge(args.layout, *id)).sum::<u64>();
+        if under_way > args.capacity / 8 {
+            manager.flush(PATIENCE).await.map_err(failed)?;
+            under_way = 0;
+        }
         let keys: Vec<ObjectKey> = ids.iter().map(|id| key(&scope, *id)).collect();
         let layouts = Layouts::Each(ids.iter().map(|id| layout(*id)).collect());
         let rq = manager.request(PATIENCE);

@@ -354,13 +354,12 @@ async fn look(place: &mut Place, rng: &mut Rng, report: &mut Report) {
 
 /// Holds what is listed against what was acknowledged.
 fn expect(place: &mut Place, listed: &BTreeSet<u64>, wrong: &mut Vec<String>, report: &mut Report) {
-    let charge = |id: u64| 4096 + layout(id).bytes().next_multiple_of(4096) + 2 * 4096;
     // Least recently used goes first, so a quarter of the room always has the newest.
     let mut newest: Vec<(u64, u64)> = place.stored.iter().map(|(id, at)| (*at, *id)).collect();
     newest.sort_unstable();
     let mut room = place.capacity / 4;
     for (_, id) in newest.into_iter().rev() {
-        room = room.saturating_sub(charge(id));
+        room = room.saturating_sub(child::charge(place.layout, id));
         if listed.contains(&id) {
             continue;
         }
