@@ -397,8 +397,7 @@ struct Opened {
 
 impl Opening<'_> {
     fn ways(&self) -> Result<Opened> {
-        let root = std::fs::canonicalize(self.store.root()).unwrap_or_else(|_| self.store.root().to_owned());
-        let fs = file_system(&root);
+        let fs = file_system(self.store.root());
         let decided = decided(self.asked, &fs)?;
         let (mut ways, mut bounce, mut cufile) = (BTreeMap::new(), None, None);
         // What holds for a machine is not asked for each of its GPUs anew.
@@ -407,9 +406,7 @@ impl Opening<'_> {
             let choice = match (&decided, &refused) {
                 (Some(choice), _) => choice.clone(),
                 (None, Some(why)) => choose(self.asked, &facts(&fs, Err(String::clone(why))))?,
-                (None, None) => {
-                    self.try_cufile(&fs, &root, ordinal, &mut bounce, &mut cufile, &mut refused)?
-                }
+                (None, None) => self.try_cufile(&fs, ordinal, &mut bounce, &mut cufile, &mut refused)?,
             };
             if choice.way == Way::Bounce && bounce.is_none() {
                 bounce = Some(self.bounce()?);
@@ -432,14 +429,13 @@ impl Opening<'_> {
     fn try_cufile(
         &self,
         fs: &str,
-        root: &Path,
         ordinal: u32,
         bounce: &mut Option<Bounce>,
         cufile: &mut Option<Cufile>,
         refused: &mut Option<String>,
     ) -> Result<Choice> {
         let compat = self.asked.way == Some(Way::Compat);
-        let probe = self.temp(root, u64::from(ordinal) * 2);
+        let probe = self.temp(u64::from(ordinal) * 2);
         let mut found = self.prober.ask(&probe, ordinal, compat);
         if found.is_ok() && cufile.is_none() {
             match library(&self.prober.search).and_then(|library| driver(&library, compat)) {
@@ -461,7 +457,7 @@ impl Opening<'_> {
             };
             let (disk, timer, gpus) = (&**self.store.disk(), &*self.l2.timer, self.gpus);
             let bench = Bench { disk, timer, gpus, bounce, cufile, ordinal };
-            match bench.run(&self.temp(root, u64::from(ordinal) * 2 + 1)) {
+            match bench.run(&self.temp(u64::from(ordinal) * 2 + 1)) {
                 Ok(measured) => facts.measured = Some(measured),
                 Err(error) => tracing::warn!(%error, gpu = ordinal, "the ways could not be measured"),
             }
@@ -470,8 +466,8 @@ impl Opening<'_> {
     }
 
     /// A file's name that only this run has, and that the next one removes if this one does not.
-    fn temp(&self, root: &Path, count: u64) -> std::path::PathBuf {
-        root.join(names::TMP).join(names::temp_name(self.writer.pid, !self.writer.id, count))
+    fn temp(&self, count: u64) -> std::path::PathBuf {
+        self.store.tmp().join(names::temp_name(self.writer.pid, !self.writer.id, count))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kvstrata_core::{Affinity, Digest, Error, ErrorKind, Instant, Result};
 use kvstrata_disk::{Begin, Claim, Created, LoadFault, NewObject, Opened, Pin};
-use kvstrata_io::{IoEngine, OsDisk};
+use kvstrata_io::{Disk, IoEngine, OsDisk};
 use kvstrata_l2::{Answer, GetSink, Job, Loaded, PutSink, Stored, closed};
 use kvstrata_mem::{ReadBuf, RegionKind, WriteBuf};
 
@@ -198,8 +198,15 @@ fn cufile_out(
     const OP: &str = "store object by cuFile";
     claim.reserve().map_err(Failure::Reported)?;
     let created = claim.create().map_err(Failure::Reported)?;
+    if !inner.keeps_files {
+        // A device that is full is to cuFile a transfer that failed; here it is what it is.
+        match inner.store.disk().allocate(&created.file, created.offset + claim.transfer(&created)) {
+            Err(e) if matches!(e.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput) => {}
+            done => done.map_err(Failure::Write)?,
+        }
+    }
     let moved = inner.cufile().and_then(|cufile| {
-        let handle = cufile.handle(&created.file, inner.keeps_files)?;
+        let handle = cufile.handle(&created.file, created.direct, inner.keeps_files)?;
         inner.in_order(ordinal, order, || {
             let (base, at) = (buf.region().base(), buf.extent().offset);
             let wrote = within(&**inner.gpus()?, ordinal, || {
@@ -349,7 +356,7 @@ fn bounce_in(
 fn cufile_in(inner: &Inner, pin: &mut Pin<OsDisk>, buf: &WriteBuf, ordinal: u32, order: &Order) -> Moved {
     let opened = pin.open()?;
     let got = inner.cufile().and_then(|cufile| {
-        let handle = cufile.handle(&opened.file, inner.keeps_files)?;
+        let handle = cufile.handle(&opened.file, opened.direct, inner.keeps_files)?;
         inner.in_order(ordinal, order, || {
             let (base, at) = (buf.region().base(), buf.extent().offset);
             within(&**inner.gpus()?, ordinal, || {

@@ -40,7 +40,7 @@ impl Bench<'_> {
             let pool = slab.pool("measure", 2 * CHUNK as u64);
             let from = pool.reserve(CHUNK, UNIT)?.seal(CHUNK);
             let to = pool.reserve(CHUNK, UNIT)?;
-            let handle = self.cufile.handle(&file, false)?;
+            let handle = self.cufile.handle(&file, true, false)?;
             let spans: Vec<Span> = (0..CHUNKS)
                 .map(|i| Span { file: Arc::clone(&file), offset: (i * CHUNK) as u64, bytes: CHUNK })
                 .collect();
