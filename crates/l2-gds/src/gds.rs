@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use kvstrata_core::{Error, ErrorKind, Instant, Namespace, Result};
-use kvstrata_disk::{NewObject, Settings, Store, StoreLayout, StoreStats, Writer, names};
+use kvstrata_disk::{NewObject, Settings, Store, StoreLayout, StoreStats, Wanted, Writer, names};
 use kvstrata_io::{IoEngine, OsDisk, OsOptions, ThreadPool};
 use kvstrata_l2::{
     Adapter, Answer, Context, Driver, Found, Get, GetSink, Idle, Keys, L2Desc, L2List, L2Quotas, L2Remove,
@@ -24,7 +24,7 @@ use crate::jobs::{Loading, Storing};
 use crate::measure::Bench;
 use crate::mounts::fs_of;
 use crate::order::{Order, Orders};
-use crate::way::{Asked, Choice, Facts, Way, choose, decided};
+use crate::way::{Asked, Choice, Facts, Way, choose, decided, in_memory};
 use crate::{GdsConfig, Prober};
 
 /// What the adapter is given instead of reaching for it.
@@ -97,6 +97,11 @@ impl GdsStore {
         for (key, why) in config.without_effect() {
             tracing::warn!(adapter = %config.name, "{key} has no effect: {why}");
         }
+        let direct = match config.direct() {
+            // There is no cache to go past, and one thread of a ring would copy for all that is in flight.
+            Wanted::Try if in_memory(&file_system(&config.gds_path)) => Wanted::Off,
+            wanted => wanted,
+        };
         let store = Store::open(
             cx.disk,
             Settings {
@@ -107,7 +112,7 @@ impl GdsStore {
                 policy: config.policy()?,
                 quotas: config.quotas()?,
                 durability: config.durability(),
-                direct: config.direct(),
+                direct,
                 no_atime: kvstrata_disk::Wanted::Try,
                 writer: cx.writer,
                 namespaces: cx.namespaces,
@@ -371,9 +376,11 @@ pub fn foresee(
     gpus.ordinals().into_iter().map(|ordinal| (ordinal, one(ordinal))).collect()
 }
 
-/// The name of the file system that a directory is on.
+/// The name of the file system that a directory is on, or will be.
 fn file_system(dir: &Path) -> String {
-    let dir = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    let there = dir.ancestors().find_map(|at| std::fs::canonicalize(at).ok());
+    let dir = there.unwrap_or(dir);
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     fs_of(&mounts, &dir).unwrap_or("unknown").to_owned()
 }

@@ -2,7 +2,7 @@
 //! `KVSTRATA_REQUIRE_GPU` set that is a failure. A way that a machine does not have is ignored with its own reason.
 //!
 //! Files go below `KVSTRATA_GPU_DIR`, or else below the current folder. `KV_CUFILE_LIB` names the
-//! libcufile to be tried. `gds-bench [DIR]` measures instead.
+//! libcufile to be tried. `gds-bench [--host] [DIR]` measures instead.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -11,7 +11,11 @@ mod figures;
 mod identity;
 mod killed;
 mod leaks;
+mod model;
 mod order;
+#[path = "../common/pretend.rs"]
+#[expect(dead_code, reason = "its memory alone is used here")]
+mod pretend;
 mod rig;
 mod suite;
 #[path = "../common/via.rs"]
@@ -62,7 +66,7 @@ fn main() -> ExitCode {
     let mut told = std::env::args_os().skip(1);
     let first = told.next();
     if first.as_ref().is_some_and(|first| first == "gds-bench") {
-        return figures::main(told.next().map(Into::into));
+        return figures::main(told);
     }
     if first.is_some_and(|first| first == "gds-probe") {
         return kvstrata_l2_gds::child(told, kvstrata_l2_gds::cuda(), &mut std::io::stdout());

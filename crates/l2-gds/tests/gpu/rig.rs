@@ -49,7 +49,10 @@ pub(crate) fn bytes_of(n: u64, len: usize) -> Vec<u8> {
 
 impl Gpu {
     pub(crate) fn open() -> Result<Self, String> {
-        let gpus = crate::gpus().map_err(|e| e.to_string())?;
+        Self::over(crate::gpus().map_err(|e| e.to_string())?)
+    }
+
+    pub(crate) fn over(gpus: Arc<dyn Gpus>) -> Result<Self, String> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(4)
             .enable_time()
