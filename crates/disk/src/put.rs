@@ -195,6 +195,11 @@ impl<D: Disk> Claim<D> {
         Error::io("store object", e).with("key", &self.object.key).with("root", self.store().root.display())
     }
 
+    /// Whether another object of this key is there: then [`Self::set_digest`] may say that nothing has to be written.
+    pub fn replaces(&self) -> bool {
+        self.old.is_some()
+    }
+
     /// Gives the digest, before [`Self::create`], where the payload is seen only after the store began: on its way from
     /// memory that the CPU does not touch. Returns whether the same object is there already; then the claim is dropped,
     /// and nothing is written.

@@ -86,6 +86,12 @@ impl<D: Disk> Store<D> {
         &self.root
     }
 
+    /// Where files may lie for a while that are no objects: what has a name of [`temp_name`](crate::names::temp_name) is
+    /// removed by the next start if it is still there.
+    pub fn tmp(&self) -> &Path {
+        &self.tmp
+    }
+
     /// How its objects lie in files.
     pub fn layout(&self) -> StoreLayout {
         if self.slab.is_some() { StoreLayout::Slab } else { StoreLayout::Files }
