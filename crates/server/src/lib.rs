@@ -45,10 +45,14 @@
 pub mod api;
 mod chain;
 mod engine_driven;
+mod events;
+mod gather;
 mod holdings;
+mod lmcache_driven;
 mod lookup;
 mod msgpack;
 mod options;
+mod paged;
 mod service;
 mod session;
 mod status;
@@ -56,6 +60,7 @@ pub mod wire;
 mod workers;
 pub mod zmq;
 
+pub use events::Subscription;
 pub use msgpack::Unreadable;
 pub use options::{Options, Pool};
 pub use service::{Answer, ClientId, Later, Service};

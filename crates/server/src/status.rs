@@ -107,6 +107,8 @@ pub struct Status {
     pub leases: usize,
     /// Transfers whose time ran out, and whose buffers are kept until their worker is gone.
     pub quarantined: usize,
+    /// Clients that follow the events.
+    pub followers: usize,
     /// The workers.
     pub workers: Vec<WorkerStatus>,
     /// The counts.
