@@ -44,6 +44,7 @@
 
 pub mod api;
 mod chain;
+mod counts;
 mod engine_driven;
 mod holdings;
 mod lookup;
@@ -56,7 +57,8 @@ pub mod wire;
 mod workers;
 pub mod zmq;
 
+pub use counts::{LookupEnd, OperationCounts, RequestCounts, TenantCounts};
 pub use msgpack::Unreadable;
 pub use options::{Options, Pool};
 pub use service::{Answer, ClientId, Later, Service};
-pub use status::{Counts, Status, WorkerStatus};
+pub use status::{Counts, PinAges, Status, WorkerStatus};

@@ -14,10 +14,11 @@ use parking_lot::Mutex;
 
 use crate::Options;
 use crate::api::{Key, Reply, Request};
+use crate::counts::{LookupEnd, RequestCounters, RequestCounts, Tokens};
 use crate::holdings::{Held, Holdings};
 use crate::lookup::{Asked, Found, Job};
 use crate::session::Sessions;
-use crate::status::{Counters, Status, WorkerStatus, add};
+use crate::status::{Counters, PinAges, Status, WorkerStatus, add};
 use crate::workers::{Kind, Workers};
 
 /// One client connection, as its wire numbers it.
@@ -57,6 +58,7 @@ pub(crate) struct Inner {
     pub(crate) workers: Mutex<Workers>,
     pub(crate) holdings: Mutex<Holdings>,
     pub(crate) counters: Counters,
+    pub(crate) tally: RequestCounters,
 }
 
 impl Service {
@@ -75,6 +77,7 @@ impl Service {
             workers: Mutex::default(),
             holdings: Mutex::default(),
             counters: Counters::default(),
+            tally: RequestCounters::default(),
             options,
         });
         inner.cx.spawn.spawn(Box::pin(keep_house(Arc::downgrade(&inner))));
@@ -88,7 +91,31 @@ impl Service {
     pub fn call(&self, client: ClientId, request: Request) -> Result<Answer> {
         let this = &self.0;
         add(&this.counters.requests, 1);
-        let answer = match request {
+        let (place, begun) = (RequestCounters::place(&request), this.now());
+        match self.answer(client, request) {
+            Ok(Answer::Now(reply)) => {
+                this.tally.answered(place, this.now() - begun, false);
+                Ok(Answer::Now(reply))
+            }
+            Ok(Answer::Later(later)) => {
+                let inner = Arc::clone(this);
+                Ok(Answer::Later(Box::pin(async move {
+                    let reply = later.await;
+                    inner.tally.answered(place, inner.now() - begun, reply.is_err());
+                    reply
+                })))
+            }
+            Err(e) => {
+                this.tally.answered(place, this.now() - begun, true);
+                add(&this.counters.refused, 1);
+                Err(e)
+            }
+        }
+    }
+
+    fn answer(&self, client: ClientId, request: Request) -> Result<Answer> {
+        let this = &self.0;
+        match request {
             Request::Lookup(key) => this.lookup(&key).map(Answer::Now),
             Request::QueryPrefetchStatus(id) => Ok(Answer::Now(this.lookup_status(&id))),
             Request::WaitPrefetchStatus(id, wait) => Ok(this.wait_for_lookup(&id, wait)),
@@ -123,11 +150,7 @@ impl Service {
                 "subscribe",
                 "there is no log of events in this version",
             )),
-        };
-        if answer.is_err() {
-            add(&this.counters.refused, 1);
         }
-        answer
     }
 
     /// Counts a request that could not even be read.
@@ -163,6 +186,11 @@ impl Service {
         &self.0.options
     }
 
+    /// What it has counted of its clients' requests.
+    pub fn request_counts(&self) -> RequestCounts {
+        self.0.tally.counts()
+    }
+
     /// What it holds and has counted.
     pub fn status(&self) -> Status {
         let this = &self.0;
@@ -170,9 +198,18 @@ impl Service {
             let sessions = this.sessions.lock();
             (sessions.len(), sessions.jobs().cloned().collect::<Vec<_>>())
         };
-        let (leases, quarantined) = {
+        let now = this.now();
+        let (leases, quarantined, write, read) = {
             let holdings = this.holdings.lock();
-            (holdings.live(), holdings.quarantined())
+            let (write, read) = holdings.oldest();
+            (holdings.live(), holdings.quarantined(), write, read)
+        };
+        // A lease says when it ends, and each began one time limit before.
+        let since = |expires: Option<Instant>, lease| expires.map(|e| (now + lease).since(e));
+        let oldest = PinAges {
+            lookup: jobs.iter().filter_map(|j| j.pinned_since()).min().map(|at| now.since(at)),
+            write: since(write, this.options.write_lease),
+            read: since(read, this.options.read_lease),
         };
         let workers = {
             let workers = this.workers.lock();
@@ -199,6 +236,7 @@ impl Service {
             locked_chunks: jobs.iter().map(|j| j.pins()).sum(),
             leases,
             quarantined,
+            oldest,
             workers,
             counts: this.counters.counts(),
         }
@@ -263,6 +301,11 @@ impl Inner {
             Ok((Some(asked), rq)) => (asked, rq),
             Ok((None, _)) => {
                 job.finish(Found::nothing(now));
+                self.tally.lookup_ended(if key.chunks(self.options.chunk_tokens)?.end > 0 {
+                    LookupEnd::NoWorker
+                } else {
+                    LookupEnd::TooShort
+                });
                 return Ok(Reply::None);
             }
             Err(e) => {
@@ -271,6 +314,7 @@ impl Inner {
             }
         };
         let inner = Arc::clone(self);
+        let (model, salt) = (key.model.clone(), key.salt.clone());
         let mut work = Box::pin(async move {
             let found = Found::find(&inner.manager, &rq, &asked).await;
             let tokens = |chunks: usize| (chunks * inner.options.chunk_tokens) as u64;
@@ -278,6 +322,8 @@ impl Inner {
             add(&inner.counters.lookup_tokens, tokens(asked.chunks));
             add(&inner.counters.hit_tokens, tokens(found.chunks));
             add(&inner.counters.hit_l1_tokens, tokens(found.l1_chunks));
+            let tokens = Tokens { chunks: asked.chunks, per_chunk: inner.options.chunk_tokens };
+            inner.tally.looked_up(&model, &salt, tokens, &found, inner.now() - now);
             job.finish(found);
         });
         // What L1 has needs no task of its own.
