@@ -248,7 +248,14 @@ pub(crate) async fn run(mut args: ServeArgs) -> Result<bool> {
     // Digests and copies take a thread for milliseconds at a time. On threads of their own they delay no answer.
     let tiers =
         tokio::runtime::Builder::new_multi_thread().thread_name("kvstrata-tiers").enable_all().build()?;
-    let server = Server::open(options, &resolved, tiers.handle().clone())?;
+    let server = match Server::open(options, &resolved, tiers.handle().clone()) {
+        Ok(server) => server,
+        Err(e) => {
+            // It cannot be dropped where tasks run.
+            tiers.shutdown_background();
+            return Err(e);
+        }
+    };
     let zmq = Arc::new(Zmq::new(server.service.clone(), Arc::new(tokio::runtime::Handle::current())));
     for router in &routers {
         println!("listening at {}", router.endpoint());
