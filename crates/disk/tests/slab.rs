@@ -11,8 +11,8 @@ use std::sync::Arc;
 use common::{key, load, object, payload, put, settings, store_payload};
 use kvstrata_core::{ErrorKind, Result};
 use kvstrata_disk::{
-    Begin, Durability, FileState, FsckOptions, FsckReport, HEADER_BYTES, Settings, Store, StoreLayout, Writer,
-    choose_layout, fsck, list, names, walk,
+    Begin, Durability, FileState, FsckOptions, FsckReport, HEADER_BYTES, Settings, Store, StoreLayout,
+    Writer, choose_layout, fsck, list, names, walk,
 };
 use kvstrata_io::{Disk, Fault, FsType, OpKind, OsDisk, OsOptions, Rule, SimDisk, SimOptions};
 use kvstrata_l2::{Miss, Stored};
@@ -91,7 +91,10 @@ fn is_a_map(ops: Vec<Op>) -> Result<(), TestCaseError> {
                     // Of objects without digests only the lengths are compared: what is there stays.
                     Ok(Stored::Present) => {
                         let old = model.get(&n).copied();
-                        prop_assert!(old.is_some_and(|old| old.1 == len && (old.0 == v || !digest)), "{old:?}");
+                        prop_assert!(
+                            old.is_some_and(|old| old.1 == len && (old.0 == v || !digest)),
+                            "{old:?}"
+                        );
                     }
                     Err(e) => prop_assert_eq!(e.kind(), ErrorKind::NoSpace),
                 }

@@ -82,6 +82,11 @@ impl<T> Leases<T> {
         ids.iter().map(|id| self.leases.remove(id).expect("it was there").held).collect()
     }
 
+    /// When each lease ends or ended, and its guard.
+    pub fn iter(&self) -> impl Iterator<Item = (Instant, &T)> {
+        self.leases.values().map(|l| (l.expires, &l.held))
+    }
+
     /// Leases that are good.
     pub fn live(&self) -> usize {
         self.leases.len() - self.quarantined()

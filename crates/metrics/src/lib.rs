@@ -39,7 +39,8 @@
 //! working; the others begin with `kvstrata_`. Bytes are bytes, durations are seconds, and latencies are measured from the
 //! call to the key's answer, never to the launch of the work.
 //!
-//! What only a server knows (requests, tokens, sessions) is the server's to register. Nothing is served here.
+//! What only a server knows (requests, tokens, sessions) is `ServerMetrics`, with the feature `server`. Nothing is served
+//! here.
 //!
 //! Architecture invariant: reads a snapshot and formats it; no state, clock or lock of its own.
 #![forbid(unsafe_code)]
@@ -47,6 +48,8 @@
 mod adapters;
 mod l1;
 mod page;
+#[cfg(feature = "server")]
+mod server;
 
 use std::fmt;
 
@@ -55,6 +58,8 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 
 use page::Page;
+#[cfg(feature = "server")]
+pub use server::ServerMetrics;
 
 /// Where the figures come from.
 type Snapshot = dyn Fn() -> ManagerUsage + Send + Sync;

@@ -129,6 +129,7 @@ impl Inner {
         drop(bound);
         add(&self.counters.stores_committed, 1);
         add(&self.counters.stored_chunks, chunks as u64);
+        self.tally.stored(&key.model, &key.salt, chunks);
         add(&self.counters.stored_bytes, bytes);
     }
 
@@ -261,6 +262,7 @@ impl Inner {
         let Held::Read(bufs) = held else { unreachable!("its name says which it is") };
         add(&self.counters.retrieves_committed, 1);
         add(&self.counters.retrieved_chunks, bufs.len() as u64);
+        self.tally.retrieved(&key.model, &key.salt, bufs.len());
         add(&self.counters.retrieved_bytes, bufs.iter().map(|b| b.len() as u64).sum());
         drop(bufs);
         let job = self.sessions.lock().get(&key.request).and_then(|s| s.job.clone());

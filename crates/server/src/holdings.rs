@@ -91,6 +91,15 @@ impl Holdings {
         self.leases.owner_gone(OwnerId(instance as u64))
     }
 
+    /// When the first of what is being filled ends, and the first of what is being read; what ran out included.
+    pub(crate) fn oldest(&self) -> (Option<Instant>, Option<Instant>) {
+        let first = |write: bool| {
+            let of = |(_, held): &(Instant, &Held)| matches!(held, Held::Write(_)) == write;
+            self.leases.iter().filter(of).map(|(expires, _)| expires).min()
+        };
+        (first(true), first(false))
+    }
+
     pub(crate) fn live(&self) -> usize {
         self.leases.live()
     }

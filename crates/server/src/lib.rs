@@ -44,6 +44,7 @@
 
 pub mod api;
 mod chain;
+mod counts;
 mod engine_driven;
 mod events;
 mod gather;
@@ -60,8 +61,9 @@ pub mod wire;
 mod workers;
 pub mod zmq;
 
+pub use counts::{LookupEnd, OperationCounts, RequestCounts, TenantCounts};
 pub use events::Subscription;
 pub use msgpack::Unreadable;
 pub use options::{Options, Pool};
 pub use service::{Answer, ClientId, Later, Service};
-pub use status::{Counts, Status, WorkerStatus};
+pub use status::{Counts, PinAges, Status, WorkerStatus};

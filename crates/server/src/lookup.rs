@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use crate::api::Key;
 use crate::chain;
+use crate::counts::LookupEnd;
 
 /// A lookup on its way, or over and not yet let go of.
 #[derive(Debug, Default)]
@@ -33,6 +34,11 @@ pub(crate) struct Found {
     pub(crate) chunks: usize,
     /// Of those, what was in L1 on every shard.
     pub(crate) l1_chunks: usize,
+    /// Objects of those that were in L1, over all shards, and those that L2 gave.
+    pub(crate) l1_keys: usize,
+    pub(crate) l2_keys: usize,
+    /// What every shard had in some tier before anything was loaded.
+    had: usize,
     at: Instant,
     shards: Vec<Shard>,
 }
@@ -99,6 +105,12 @@ impl Job {
         late.map(|f| std::mem::take(&mut f.shards)).into_iter().flatten().map(|s| s.hits).collect()
     }
 
+    /// Since when it keeps what it keeps.
+    pub(crate) fn pinned_since(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        state.found.as_ref().filter(|f| f.shards.iter().any(|s| s.hits.mask().count() > 0)).map(|f| f.at)
+    }
+
     pub(crate) fn pins(&self) -> usize {
         let state = self.state.lock();
         state.found.iter().flat_map(|f| &f.shards).map(|s| s.hits.mask().count()).sum()
@@ -124,7 +136,18 @@ impl Asked {
 impl Found {
     /// Nothing.
     pub(crate) fn nothing(at: Instant) -> Self {
-        Self { chunks: 0, l1_chunks: 0, at, shards: Vec::new() }
+        Self { chunks: 0, l1_chunks: 0, l1_keys: 0, l2_keys: 0, had: 0, at, shards: Vec::new() }
+    }
+
+    /// Why it is no more, of so many chunks.
+    pub(crate) fn end(&self, wanted: usize) -> LookupEnd {
+        if self.chunks >= wanted {
+            LookupEnd::Whole
+        } else if self.chunks < self.had {
+            LookupEnd::NotLoaded
+        } else {
+            LookupEnd::Absent
+        }
     }
 
     /// Asks L1, and L2 for what is missing there, and loads that: all by the request's deadline.
@@ -149,12 +172,16 @@ impl Found {
         let loaded = all(lookups.into_iter().map(load).collect()).await;
         let chunks = loaded.iter().map(|l| l.hits.mask().prefix()).min().unwrap_or(0);
         let from_l1 = |hits: &Hits| (0..chunks).take_while(|i| hits.source(*i) == Some(TierId::L1)).count();
+        let in_l1 = |hits: &Hits| (0..chunks).filter(|i| hits.source(*i) == Some(TierId::L1)).count();
+        let l1_keys: usize = loaded.iter().map(|l| in_l1(&l.hits)).sum();
+        let l2_keys = chunks * loaded.len() - l1_keys;
         let l1_chunks = loaded.iter().map(|l| from_l1(&l.hits)).min().unwrap_or(0);
         let shards = asked.scopes.iter().zip(loaded).map(|(scope, mut loaded)| Shard {
             scope: Arc::clone(scope),
             hits: loaded.hits.take(0..chunks),
             locks: vec![asked.readers; chunks],
         });
-        Self { chunks, l1_chunks, at: manager.now(), shards: shards.collect() }
+        let at = manager.now();
+        Self { chunks, l1_chunks, l1_keys, l2_keys, had: prefix, at, shards: shards.collect() }
     }
 }

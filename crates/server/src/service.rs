@@ -14,11 +14,12 @@ use parking_lot::Mutex;
 
 use crate::Options;
 use crate::api::{Key, Reply, Request};
+use crate::counts::{LookupEnd, RequestCounters, RequestCounts, Tokens};
 use crate::events::{EventLog, Subscription};
 use crate::holdings::{Held, Holdings};
 use crate::lookup::{Asked, Found, Job};
 use crate::session::Sessions;
-use crate::status::{Counters, Status, WorkerStatus, add};
+use crate::status::{Counters, PinAges, Status, WorkerStatus, add};
 use crate::workers::Workers;
 
 /// One client connection, as its wire numbers it.
@@ -62,6 +63,7 @@ pub(crate) struct Inner {
     pub(crate) holdings: Mutex<Holdings>,
     pub(crate) events: Arc<EventLog>,
     pub(crate) counters: Counters,
+    pub(crate) tally: RequestCounters,
 }
 
 impl Service {
@@ -83,6 +85,7 @@ impl Service {
             workers: Mutex::default(),
             holdings: Mutex::default(),
             counters: Counters::default(),
+            tally: RequestCounters::default(),
             options,
         });
         inner.cx.spawn.spawn(Box::pin(keep_house(Arc::downgrade(&inner))));
@@ -96,7 +99,36 @@ impl Service {
     pub fn call(&self, client: ClientId, request: Request) -> Result<Answer> {
         let this = &self.0;
         add(&this.counters.requests, 1);
-        let answer = match request {
+        let (place, begun) = (RequestCounters::place(&request), this.now());
+        match self.answer(client, request) {
+            Ok(Answer::Now(reply)) => {
+                this.tally.answered(place, this.now() - begun, false);
+                Ok(Answer::Now(reply))
+            }
+            // A stream lasts as long as its follower: how long says nothing.
+            Ok(Answer::Stream(stream)) => {
+                this.tally.answered(place, this.now() - begun, false);
+                Ok(Answer::Stream(stream))
+            }
+            Ok(Answer::Later(later)) => {
+                let inner = Arc::clone(this);
+                Ok(Answer::Later(Box::pin(async move {
+                    let reply = later.await;
+                    inner.tally.answered(place, inner.now() - begun, reply.is_err());
+                    reply
+                })))
+            }
+            Err(e) => {
+                this.tally.answered(place, this.now() - begun, true);
+                add(&this.counters.refused, 1);
+                Err(e)
+            }
+        }
+    }
+
+    fn answer(&self, client: ClientId, request: Request) -> Result<Answer> {
+        let this = &self.0;
+        match request {
             Request::Lookup(key) => this.lookup(&key).map(Answer::Now),
             Request::QueryPrefetchStatus(id) => Ok(Answer::Now(this.lookup_status(&id))),
             Request::WaitPrefetchStatus(id, wait) => Ok(this.wait_for_lookup(&id, wait)),
@@ -132,11 +164,7 @@ impl Service {
             Request::SubscribeKvEvents { instance, model, cursor, max_events } => {
                 this.events.follow(instance, &model, cursor, max_events).map(Answer::Stream)
             }
-        };
-        if answer.is_err() {
-            add(&this.counters.refused, 1);
         }
-        answer
     }
 
     /// Counts a request that could not even be read.
@@ -172,6 +200,11 @@ impl Service {
         &self.0.options
     }
 
+    /// What it has counted of its clients' requests.
+    pub fn request_counts(&self) -> RequestCounts {
+        self.0.tally.counts()
+    }
+
     /// What it holds and has counted.
     pub fn status(&self) -> Status {
         let this = &self.0;
@@ -179,9 +212,18 @@ impl Service {
             let sessions = this.sessions.lock();
             (sessions.len(), sessions.jobs().cloned().collect::<Vec<_>>())
         };
-        let (leases, quarantined) = {
+        let now = this.now();
+        let (leases, quarantined, write, read) = {
             let holdings = this.holdings.lock();
-            (holdings.live(), holdings.quarantined())
+            let (write, read) = holdings.oldest();
+            (holdings.live(), holdings.quarantined(), write, read)
+        };
+        // A lease says when it ends, and each began one time limit before.
+        let since = |expires: Option<Instant>, lease| expires.map(|e| (now + lease).since(e));
+        let oldest = PinAges {
+            lookup: jobs.iter().filter_map(|j| j.pinned_since()).min().map(|at| now.since(at)),
+            write: since(write, this.options.write_lease),
+            read: since(read, this.options.read_lease),
         };
         let workers = {
             let workers = this.workers.lock();
@@ -209,6 +251,7 @@ impl Service {
             leases,
             quarantined,
             followers: this.events.followers(),
+            oldest,
             workers,
             counts: this.counters.counts(),
         }
@@ -273,6 +316,11 @@ impl Inner {
             Ok((Some(asked), rq)) => (asked, rq),
             Ok((None, _)) => {
                 job.finish(Found::nothing(now));
+                self.tally.lookup_ended(if key.chunks(self.options.chunk_tokens)?.end > 0 {
+                    LookupEnd::NoWorker
+                } else {
+                    LookupEnd::TooShort
+                });
                 return Ok(Reply::None);
             }
             Err(e) => {
@@ -283,6 +331,7 @@ impl Inner {
         let inner = Arc::clone(self);
         // Chunks that come back from L2 are news to those who follow.
         let tokens = self.events.on().then(|| key.tokens.clone());
+        let (model, salt) = (key.model.clone(), key.salt.clone());
         let mut work = Box::pin(async move {
             let (hashes, chunk) = (&asked.hashes, inner.options.chunk_tokens);
             let bound = tokens.as_ref().map(|t| inner.events.bind(hashes, t, chunk, 0..asked.chunks));
@@ -293,6 +342,8 @@ impl Inner {
             add(&inner.counters.lookup_tokens, tokens(asked.chunks));
             add(&inner.counters.hit_tokens, tokens(found.chunks));
             add(&inner.counters.hit_l1_tokens, tokens(found.l1_chunks));
+            let tokens = Tokens { chunks: asked.chunks, per_chunk: inner.options.chunk_tokens };
+            inner.tally.looked_up(&model, &salt, tokens, &found, inner.now() - now);
             job.finish(found);
         });
         // What L1 has needs no task of its own.

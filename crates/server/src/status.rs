@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use kvstrata_core::Layout;
 
@@ -92,6 +93,17 @@ pub struct WorkerStatus {
     pub connected: bool,
 }
 
+/// How long the oldest of what is held has been held, by who holds it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PinAges {
+    /// Chunks that a finished lookup keeps for its readers.
+    pub lookup: Option<Duration>,
+    /// What a worker is filling.
+    pub write: Option<Duration>,
+    /// What a worker is reading.
+    pub read: Option<Duration>,
+}
+
 /// A service at one moment.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Status {
@@ -107,6 +119,8 @@ pub struct Status {
     pub leases: usize,
     /// Transfers whose time ran out, and whose buffers are kept until their worker is gone.
     pub quarantined: usize,
+    /// The oldest pin of each kind.
+    pub oldest: PinAges,
     /// Clients that follow the events.
     pub followers: usize,
     /// The workers.

@@ -284,8 +284,16 @@ pub(crate) async fn run(mut args: ServeArgs) -> Result<bool> {
     let tiers =
         tokio::runtime::Builder::new_multi_thread().thread_name("kvstrata-tiers").enable_all().build()?;
     let busy = |e: &anyhow::Error| e.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::Busy);
-    let server =
-        patiently(async || Server::open(options.clone(), &resolved, tiers.handle().clone()), busy).await?;
+    let opened =
+        patiently(async || Server::open(options.clone(), &resolved, tiers.handle().clone()), busy).await;
+    let server = match opened {
+        Ok(server) => server,
+        Err(e) => {
+            // It cannot be dropped where tasks run.
+            tiers.shutdown_background();
+            return Err(e);
+        }
+    };
     let zmq = Arc::new(Zmq::new(server.service.clone(), Arc::new(tokio::runtime::Handle::current())));
     for router in &routers {
         println!("listening at {}", router.endpoint());

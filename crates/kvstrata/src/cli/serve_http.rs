@@ -1,9 +1,13 @@
 //! What the server's HTTP interface shows beside the manager.
 
+use std::sync::Arc;
+
 use kvstrata_admin::{Admin, Listed};
 use kvstrata_config::{Components, Resolved};
 use kvstrata_manager::Manager;
+use kvstrata_metrics::{Metrics, ServerMetrics};
 use kvstrata_server::{Options, Service};
+use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 
 /// The adapters as `/cache/objects` lists them.
@@ -30,7 +34,11 @@ pub(crate) fn admin(
         let service = service.clone();
         move || status(&service)
     };
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Metrics::of(manager.clone())));
+    registry.register_collector(Box::new(ServerMetrics::of(service.clone())));
     Admin::new(manager)
+        .with_registry(Arc::new(registry))
         .with_adapters(adapters)
         .with_eviction_policy(&resolved.settings.eviction.policy)
         .with_config(config(service.options(), resolved))

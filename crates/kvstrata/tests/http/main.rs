@@ -1,0 +1,6 @@
+//! `kvstrata serve` from outside: what its HTTP interface shows of known traffic, and what it makes of bad requests.
+
+mod deploy;
+mod hostile;
+mod metrics;
+mod server;
