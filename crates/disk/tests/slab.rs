@@ -87,7 +87,9 @@ fn is_a_map(ops: Vec<Op>) -> Result<(), TestCaseError> {
                 let mut new = object(n, &bytes);
                 new.digest = new.digest.filter(|_| digest);
                 match put(&store, new, &bytes) {
-                    Ok(_) => drop(model.insert(n, (v, len))),
+                    Ok(Stored::Written) => drop(model.insert(n, (v, len))),
+                    // Without a digest other bytes of that length are taken for the same.
+                    Ok(_) => {}
                     Err(e) => prop_assert_eq!(e.kind(), ErrorKind::NoSpace),
                 }
             }

@@ -1,13 +1,11 @@
 //! Directories that disappear under load, and paths whose stores are opened again, on real files.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Rig, context, member};
+use crate::common::{Rig, context, member};
 use kvstrata_core::{Error, ErrorKind, Result};
 use kvstrata_disk::Writer;
 use kvstrata_io::{Fault, OpKind, Rule, SimDisk};

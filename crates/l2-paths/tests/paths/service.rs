@@ -1,11 +1,9 @@
 //! What several paths add to one, under virtual time: speed, strategies, and a path that dies under load and comes back.
 
-mod common;
-
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{KIB, LEN, Rig, context, member, options};
+use crate::common::{KIB, LEN, Rig, context, member, options};
 use kvstrata_core::{Affinity, Error, ErrorKind, Result};
 use kvstrata_disk::Writer;
 use kvstrata_io::{Fault, OpKind, Rule, SimDisk};
@@ -13,7 +11,7 @@ use kvstrata_l2::{Adapter, Context, Stored};
 use kvstrata_l2_fs::{FsConfig, FsContext, FsStore};
 use kvstrata_l2_mock::{Mock, MockConfig};
 use kvstrata_l2_paths::{Member, OpenPath, PathState, Paths, PathsOptions};
-use kvstrata_policy::{Device, Place, Sharding};
+use kvstrata_policy::{Device, Sharding};
 use parking_lot::Mutex;
 
 fn mocks(n: usize, gb: f64, cx: &Context) -> Vec<Mock> {
