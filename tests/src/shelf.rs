@@ -36,6 +36,8 @@ pub struct How {
     pub sync: Sync,
     /// A number that no other opening has.
     pub writer: u64,
+    /// Whether other processes may have it open too.
+    pub shared: bool,
 }
 
 /// What came of a load.
@@ -96,6 +98,7 @@ pub fn settings(how: &How) -> FsConfig {
         layout: how.layout,
         max_capacity_gb: how.capacity as f64 / (1u64 << 30) as f64,
         sync: how.sync,
+        shared: how.shared,
         ..FsConfig::new(&how.dir)
     }
 }

@@ -64,6 +64,7 @@ async fn bits_of_any_file_rot_and_no_byte_is_wrong() {
         capacity: 16 << 20,
         sync: Sync::None,
         writer,
+        shared: false,
     };
     let (mut verified, mut lost, mut changed) = (0u64, 0u64, 0u64);
     for round in 0..ROUNDS {

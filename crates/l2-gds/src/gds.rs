@@ -11,8 +11,8 @@ use kvstrata_disk::{NewObject, Settings, Store, StoreLayout, StoreStats, Wanted,
 use kvstrata_io::{IoEngine, OsDisk, OsOptions, ThreadPool};
 use kvstrata_l2::{
     Adapter, Answer, Context, Driver, Found, Get, GetSink, Idle, Keys, L2Desc, L2List, L2Quotas, L2Remove,
-    L2Store, L2Usage, ListPage, MemoryKinds, Miss, Pass, Probe, Put, PutSink, StoreUsage, closed, latch,
-    timed_out, until,
+    L2Store, L2Usage, ListPage, MemoryKinds, Miss, PartUsage, Pass, Probe, Put, PutSink, StoreUsage, closed,
+    latch, timed_out, until,
 };
 use kvstrata_mem::{Allocate, Region, RegionWatch};
 use parking_lot::Mutex;
@@ -116,6 +116,7 @@ impl GdsStore {
                 no_atime: kvstrata_disk::Wanted::Try,
                 writer: cx.writer,
                 namespaces: cx.namespaces,
+                shared: false,
             },
         )
         .map_err(about)?;
@@ -594,5 +595,9 @@ impl L2List for GdsStore {
 impl L2Usage for GdsStore {
     fn usage(&self) -> StoreUsage {
         self.0.store.usage()
+    }
+
+    fn parts(&self) -> Vec<PartUsage> {
+        Vec::new()
     }
 }

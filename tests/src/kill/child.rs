@@ -137,6 +137,7 @@ async fn store(args: &ChildArgs) -> Result<(), String> {
         capacity: args.capacity,
         sync: args.sync.into(),
         writer: args.seed,
+        shared: false,
     };
     let shelf = Arc::new(Shelf::open(&how).map_err(|e| format!("open: {e}"))?);
     say("open");

@@ -128,6 +128,7 @@ impl Place {
             capacity: self.capacity,
             sync: self.sync.into(),
             writer,
+            shared: false,
         }
     }
 

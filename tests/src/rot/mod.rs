@@ -171,6 +171,7 @@ impl World {
                 capacity: 0,
                 sync: Sync::None,
                 writer: self.rng.bits(),
+                shared: false,
             };
             self.shelf = Some(Shelf::open(&how).map_err(|e| format!("the store does not open: {e}"))?);
             self.report.opened += 1;

@@ -51,7 +51,7 @@ pub use rewrite::{generate_index, rewrite_log, rewrite_snapshot};
 pub(crate) use segments::Segments;
 
 /// The directory below the root.
-pub(crate) const DIR: &str = "slab";
+pub(crate) use crate::names::SLAB as DIR;
 /// Header blocks on their way to the device. A store that finds none writes its header itself.
 const HEADERS: usize = 512;
 
