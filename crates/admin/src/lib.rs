@@ -43,6 +43,7 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+mod checksums;
 mod error;
 mod info;
 mod quota;
@@ -79,6 +80,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/config/adapters", get(info::adapters))
         .route("/metrics", get(info::metrics))
         .route("/cache/clear", post(cache::clear))
+        .route("/cache/checksums", post(checksums::checksums))
         .route("/cache/objects", get(cache::list).delete(cache::remove))
         .route("/quota", get(quota::all))
         .route("/quota/{salt}", get(quota::one).put(quota::set).delete(quota::unset))

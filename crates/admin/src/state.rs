@@ -34,6 +34,7 @@ pub(crate) struct Parts {
     pub(crate) version: String,
     pub(crate) commit: String,
     pub(crate) more: Arc<dyn Fn() -> Map<String, Value> + Send + Sync>,
+    pub(crate) checksums: Option<Arc<crate::checksums::Checksums>>,
 }
 
 impl Admin {
@@ -50,6 +51,7 @@ impl Admin {
             version: env!("CARGO_PKG_VERSION").into(),
             commit: String::new(),
             more: Arc::new(Map::new),
+            checksums: None,
         }))
     }
 
@@ -88,6 +90,19 @@ impl Admin {
     #[must_use]
     pub fn with_version(self, version: impl Into<String>, commit: impl Into<String>) -> Self {
         self.with(|p| (p.version, p.commit) = (version.into(), commit.into()))
+    }
+
+    /// With the digests of workers' own blocks (the instance, the blocks, how many go in one digest, and whether each layer
+    /// has its own), which takes as long as it takes to read them.
+    #[must_use]
+    pub fn with_checksums(
+        self,
+        checksums: impl Fn(i64, &[i64], usize, bool) -> kvstrata_core::Result<Vec<Vec<String>>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        self.with(|p| p.checksums = Some(Arc::new(checksums)))
     }
 
     /// With more of `/status`, at its top: sessions, workers, `cache_context_meta`. What it names replaces what stands

@@ -8,7 +8,7 @@ use kvstrata_core::{Layout, ObjectKey};
 use kvstrata_evict::{Slot, TenantId};
 use kvstrata_mem::ReadBuf;
 
-use crate::StoredHook;
+use crate::{L1Watch, StoredHook};
 
 /// A slot and which of its tenants is meant: an entry that left is not confused with the one that took its place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,6 +58,8 @@ pub(crate) struct Index {
     names: HashTable<Slot>,
     places: Vec<Place>,
     free: Vec<Slot>,
+    /// Told what gets a name and what loses it, but for chunks that only pass through.
+    pub(crate) watch: Option<Arc<dyn L1Watch>>,
 }
 
 fn hash(key: &ObjectKey) -> u64 {
@@ -84,6 +86,9 @@ impl Index {
         self.names.insert_unique(hash(&entry.key), slot, |s| {
             hash(&places[s.index()].entry.as_ref().expect("a named slot is filled").key)
         });
+        if let Some(watch) = self.watch.as_ref().filter(|_| !entry.passing) {
+            watch.came(&entry.key);
+        }
         let place = &mut self.places[slot.index()];
         place.entry = Some(entry);
         Handle { slot, generation: place.generation }
@@ -94,6 +99,9 @@ impl Index {
         let Some(entry) = &self.places[slot.index()].entry else { return };
         if let Ok(found) = self.names.find_entry(hash(&entry.key), |s| *s == slot) {
             found.remove();
+            if let Some(watch) = self.watch.as_ref().filter(|_| !entry.passing) {
+                watch.left(&entry.key);
+            }
         }
     }
 

@@ -83,6 +83,7 @@ pub use lease::{LeaseId, Leases, OwnerId};
 pub use load::{LoadAnswer, Loaded, Loading, Lookup};
 pub use manager::{Manager, Parts};
 pub use request::{
-    Committed, Deleted, Grant, Layouts, LoadMode, Options, Request, Reserved, StoredHook, TierId, Wait,
+    Committed, Deleted, Grant, L1Watch, Layouts, LoadMode, Options, Request, Reserved, StoredHook, TierId,
+    Wait,
 };
 pub use stats::{AdapterUsage, ManagerUsage, Stats};

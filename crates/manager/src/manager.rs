@@ -304,6 +304,11 @@ impl Manager {
         Ok(Self(inner))
     }
 
+    /// Has `watch` told of what comes into L1 and leaves it from now on. There is one at most; a later one takes its place.
+    pub fn watch_l1(&self, watch: Arc<dyn crate::L1Watch>) {
+        self.0.with(|m| m.index.watch = Some(watch));
+    }
+
     /// Starts a request that must be over in `within`.
     pub fn request(&self, within: Duration) -> Request {
         Request {

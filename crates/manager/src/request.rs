@@ -184,6 +184,17 @@ pub trait StoredHook: Send + Sync + 'static {
     fn stored(&self, key: &ObjectKey);
 }
 
+/// Told which chunks lookups find in L1, as that changes; chunks that only pass through are not among them.
+///
+/// 1. Changes of one key come in the order in which they happen, each once: the first is that it came.
+/// 2. A call is made with L1's lock held. It has to be quick, and must not call the manager.
+pub trait L1Watch: Send + Sync + 'static {
+    /// A chunk can be found in L1 now.
+    fn came(&self, key: &ObjectKey);
+    /// It is not found there any more: evicted, deleted, or cleared.
+    fn left(&self, key: &ObjectKey);
+}
+
 impl<F: Fn(&ObjectKey) + Send + Sync + 'static> StoredHook for F {
     fn stored(&self, key: &ObjectKey) {
         self(key);

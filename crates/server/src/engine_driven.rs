@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use kvstrata_core::{Error, ErrorKind, KeyMask, KeyScope, Layout, Result, TensorDesc};
-use kvstrata_manager::{Committed, Grant, Layouts, Reserved};
+use kvstrata_manager::{Committed, Grant, Layouts, Reservation, Reserved};
 use kvstrata_mem::ReadBuf;
 
 use crate::api::{EngineDriven, Key, Reply, Slot, torch_dtype};
@@ -52,13 +52,14 @@ impl Inner {
         }
         let now = self.now();
         let mut workers = self.workers.lock();
-        workers.heard(client, r.instance);
         if let Some(worker) = workers.get_mut(r.instance)
             && worker.layout == layout
             && *worker.model == *r.model
             && worker.world_size == r.world_size
+            && matches!(worker.kind, Kind::Engine(..))
         {
             worker.last_seen = now;
+            workers.heard(client, r.instance);
             return Ok(mapped);
         }
         let worker = Worker {
@@ -73,12 +74,13 @@ impl Inner {
             instance = r.instance, model = r.model, world_size = r.world_size, layout = ?worker.layout,
             "a worker registered"
         );
-        workers.register(r.instance, worker);
+        workers.register(r.instance, worker)?;
+        workers.heard(client, r.instance);
         Ok(mapped)
     }
 
     /// The worker, which has just been heard of.
-    fn worker(&self, client: ClientId, instance: i64) -> Result<Worker> {
+    pub(crate) fn worker(&self, client: ClientId, instance: i64) -> Result<Worker> {
         let now = self.now();
         let mut workers = self.workers.lock();
         let unknown = || {
@@ -93,7 +95,7 @@ impl Inner {
     }
 
     /// The one shard that a transfer is of, and its chunks.
-    fn one_shard(&self, key: &Key, worker: &Worker) -> Result<(Arc<KeyScope>, Range<usize>)> {
+    pub(crate) fn one_shard(&self, key: &Key, worker: &Worker) -> Result<(Arc<KeyScope>, Range<usize>)> {
         if key.worker.is_none() {
             return Err(Error::invalid("read key", "a transfer is of one shard").with("worker_id", "none"));
         }
@@ -104,15 +106,39 @@ impl Inner {
         Ok((key.scope(key.ranks()?.start, 0)?, key.chunks(self.options.chunk_tokens)?))
     }
 
+    /// What the end of the key's session marks as used has this shard, too.
+    pub(crate) fn stores_for(&self, key: &Key, scope: &Arc<KeyScope>) {
+        if let Some(session) = self.sessions.lock().get_mut(&key.request)
+            && !session.scopes.contains(scope)
+        {
+            session.scopes.push(Arc::clone(scope));
+        }
+    }
+
+    /// Publishes what was stored, and counts it. `positions` are the chunks' in the prompt.
+    pub(crate) fn publish(
+        &self,
+        key: &Key,
+        hashes: &[[u8; 32]],
+        positions: Vec<usize>,
+        granted: Vec<Reservation>,
+    ) {
+        let bytes: u64 = granted.iter().map(|g| g.layout().bytes()).sum();
+        let bound = self.events.bind(hashes, &key.tokens, self.options.chunk_tokens, positions);
+        let chunks = self.manager.commit(granted).iter().filter(|c| **c != Committed::Duplicate).count();
+        drop(bound);
+        add(&self.counters.stores_committed, 1);
+        add(&self.counters.stored_chunks, chunks as u64);
+        self.tally.stored(&key.model, &key.salt, chunks);
+        add(&self.counters.stored_bytes, bytes);
+    }
+
     pub(crate) fn prepare_store(&self, client: ClientId, key: &Key, instance: i64) -> Result<Reply> {
         let worker = self.worker(client, instance)?;
+        let (shape, dtype) = engine(&worker)?;
         let (scope, range) = self.one_shard(key, &worker)?;
         let (hashes, rq) = self.hashed(key, range.end)?;
-        if let Some(session) = self.sessions.lock().get_mut(&key.request)
-            && !session.scopes.contains(&scope)
-        {
-            session.scopes.push(Arc::clone(&scope));
-        }
+        self.stores_for(key, &scope);
         let keys = chain::keys(&scope, &hashes[range.clone()]);
         let rq = rq.starting_at(range.start as u32);
         let layouts = Layouts::from(worker.layout.clone());
@@ -123,7 +149,7 @@ impl Inner {
             match reserved {
                 Reserved::Granted(mut chunk) => {
                     let buf = chunk.buf();
-                    slots.push(slot(&worker, buf.extent().offset, buf.len()));
+                    slots.push(slot(shape, dtype, buf.extent().offset, buf.len()));
                     indices.push(i as u64);
                     granted.push(chunk);
                 }
@@ -173,41 +199,47 @@ impl Inner {
             let m = "pickled bytes are not taken: the pool is in shared memory";
             return Err(Error::new(ErrorKind::Unsupported, "commit store", m).with("bytes", payload));
         }
-        let bytes: u64 = granted.iter().map(|g| g.layout().bytes()).sum();
-        let chunks = self.manager.commit(granted).iter().filter(|c| **c != Committed::Duplicate).count();
-        add(&self.counters.stores_committed, 1);
-        add(&self.counters.stored_chunks, chunks as u64);
-        self.tally.stored(&key.model, &key.salt, chunks);
-        add(&self.counters.stored_bytes, bytes);
+        if self.events.on() {
+            let range = key.chunks(self.options.chunk_tokens)?;
+            let (hashes, _) = self.hashed(key, range.end)?;
+            self.publish(key, &hashes, range.collect(), granted);
+        } else {
+            self.publish(key, &[], Vec::new(), granted);
+        }
         Ok(Reply::Bool(true))
     }
 
     pub(crate) fn prepare_retrieve(&self, client: ClientId, key: &Key, instance: i64) -> Result<Reply> {
         let worker = self.worker(client, instance)?;
+        let (shape, dtype) = engine(&worker)?;
         let (scope, range) = self.one_shard(key, &worker)?;
-        let job = self.sessions.lock().get(&key.request).and_then(|s| s.job.clone());
-        let locked = job.and_then(|job| job.bufs(&scope, range.clone()));
-        let bufs = match locked {
-            Some(bufs) => bufs,
-            // Nobody looked it up, or the locks are gone: what is in L1 is still good.
-            None => match self.resident(key, &scope, &range)? {
-                Some(bufs) => bufs,
-                None => {
-                    add(&self.counters.retrieves_missed, 1);
-                    return Ok(Reply::PrepareRetrieve(None));
-                }
-            },
-        };
-        let bytes = worker.layout.bytes();
-        if bufs.is_empty() || bufs.iter().any(|b| b.len() as u64 != bytes) {
+        let Some(bufs) = self.bufs(key, &worker, &scope, &range)? else {
             add(&self.counters.retrieves_missed, 1);
             return Ok(Reply::PrepareRetrieve(None));
-        }
-        let slots = bufs.iter().map(|b| slot(&worker, b.extent().offset, b.len())).collect();
+        };
+        let slots = bufs.iter().map(|b| slot(shape, dtype, b.extent().offset, b.len())).collect();
         let expires = self.now() + self.options.read_lease;
         self.holdings.lock().grant(TransferId::new(instance, false, key), expires, Held::Read(bufs));
         add(&self.counters.retrieves_prepared, 1);
         Ok(Reply::PrepareRetrieve(Some(slots)))
+    }
+
+    /// The buffers of a range on one shard, if all of them are here and are what the worker's chunks are.
+    pub(crate) fn bufs(
+        &self,
+        key: &Key,
+        worker: &Worker,
+        scope: &Arc<KeyScope>,
+        range: &Range<usize>,
+    ) -> Result<Option<Vec<ReadBuf>>> {
+        let job = self.sessions.lock().get(&key.request).and_then(|s| s.job.clone());
+        let bufs = match job.and_then(|job| job.bufs(scope, range.clone())) {
+            Some(bufs) => Some(bufs),
+            // Nobody looked it up, or the locks are gone: what is in L1 is still good.
+            None => self.resident(key, scope, range)?,
+        };
+        let bytes = worker.layout.bytes();
+        Ok(bufs.filter(|b| !b.is_empty() && b.iter().all(|b| b.len() as u64 == bytes)))
     }
 
     /// The buffers of a range on one shard, if all of them are in L1.
@@ -241,7 +273,16 @@ impl Inner {
     }
 }
 
-fn slot(worker: &Worker, offset: usize, len: usize) -> Slot {
-    let Kind::Engine(_, shape, dtype) = &worker.kind;
+/// Shape and element type of an engine-driven worker's chunks.
+fn engine(worker: &Worker) -> Result<(&Arc<[u64]>, &Arc<str>)> {
+    match &worker.kind {
+        Kind::Engine(_, shape, dtype) => Ok((shape, dtype)),
+        Kind::Server(_) => {
+            Err(Error::invalid("prepare transfer", "this worker registered for transfers by the server"))
+        }
+    }
+}
+
+fn slot(shape: &Arc<[u64]>, dtype: &Arc<str>, offset: usize, len: usize) -> Slot {
     Slot { offset: offset as u64, length: len as u64, shape: Arc::clone(shape), dtype: Arc::clone(dtype) }
 }

@@ -39,6 +39,12 @@ pub struct Options {
     pub read_lease: Duration,
     /// How long a session lives without a request. Zero: for ever.
     pub session_ttl: Duration,
+    /// The block that stands for none in an engine's block tables.
+    pub null_block: i64,
+    /// How many changes of L1 are kept for those who follow them. Zero: nobody can.
+    pub event_log: usize,
+    /// What tells this run of the server from others, for those who follow its events.
+    pub incarnation: u64,
     /// The most sessions at a time.
     pub max_sessions: usize,
     /// After how long without a word a worker that has pinged before is forgotten. Zero: never.
@@ -59,6 +65,9 @@ impl Default for Options {
             write_lease: Duration::from_secs(600),
             read_lease: Duration::from_secs(300),
             session_ttl: Duration::from_secs(600),
+            null_block: 0,
+            event_log: 32768,
+            incarnation: 0,
             max_sessions: 8192,
             reap_timeout: Duration::from_secs(120),
             registration_grace: Duration::from_secs(3600),

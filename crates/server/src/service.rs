@@ -7,7 +7,7 @@ use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
 use kvstrata_core::chunk::ChunkHasher;
-use kvstrata_core::{Error, ErrorKind, Instant, Result};
+use kvstrata_core::{Error, Instant, Result};
 use kvstrata_l2::{Context, Timer};
 use kvstrata_manager::{Manager, Request as Circumstances};
 use parking_lot::Mutex;
@@ -15,11 +15,12 @@ use parking_lot::Mutex;
 use crate::Options;
 use crate::api::{Key, Reply, Request};
 use crate::counts::{LookupEnd, RequestCounters, RequestCounts, Tokens};
+use crate::events::{EventLog, Subscription};
 use crate::holdings::{Held, Holdings};
 use crate::lookup::{Asked, Found, Job};
 use crate::session::Sessions;
 use crate::status::{Counters, PinAges, Status, WorkerStatus, add};
-use crate::workers::{Kind, Workers};
+use crate::workers::Workers;
 
 /// One client connection, as its wire numbers it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -34,6 +35,8 @@ pub enum Answer {
     Now(Reply),
     /// When it is known. Nothing else waits for it.
     Later(Later),
+    /// Again and again, until one side ends it.
+    Stream(Subscription),
 }
 
 impl fmt::Debug for Answer {
@@ -41,6 +44,7 @@ impl fmt::Debug for Answer {
         match self {
             Self::Now(reply) => f.debug_tuple("Now").field(reply).finish(),
             Self::Later(_) => f.write_str("Later"),
+            Self::Stream(_) => f.write_str("Stream"),
         }
     }
 }
@@ -57,6 +61,7 @@ pub(crate) struct Inner {
     pub(crate) sessions: Mutex<Sessions>,
     pub(crate) workers: Mutex<Workers>,
     pub(crate) holdings: Mutex<Holdings>,
+    pub(crate) events: Arc<EventLog>,
     pub(crate) counters: Counters,
     pub(crate) tally: RequestCounters,
 }
@@ -69,8 +74,11 @@ impl Service {
     pub fn new(manager: Manager, cx: Context, options: Options) -> Result<Self> {
         options.check()?;
         let hasher = ChunkHasher::lmcache(options.chunk_tokens)?;
+        let events = EventLog::new(options.event_log, options.incarnation);
+        manager.watch_l1(Arc::clone(&events) as Arc<dyn kvstrata_manager::L1Watch>);
         let inner = Arc::new(Inner {
             manager,
+            events,
             cx,
             hasher,
             sessions: Mutex::default(),
@@ -93,9 +101,9 @@ impl Service {
         add(&this.counters.requests, 1);
         let (place, begun) = (RequestCounters::place(&request), this.now());
         match self.answer(client, request) {
-            Ok(Answer::Now(reply)) => {
+            Ok(answer @ (Answer::Now(_) | Answer::Stream(_))) => {
                 this.tally.answered(place, this.now() - begun, false);
-                Ok(Answer::Now(reply))
+                Ok(answer)
             }
             Ok(Answer::Later(later)) => {
                 let inner = Arc::clone(this);
@@ -139,17 +147,18 @@ impl Service {
             }
             Request::ReportBlockAllocation { .. } => Ok(Answer::Now(Reply::None)),
             Request::Noop => Ok(Answer::Now(Reply::Text("OK"))),
-            Request::GetExperimental => Ok(Answer::Now(Reply::Texts(Vec::new()))),
-            Request::RegisterKvCache(_) | Request::Store { .. } | Request::Retrieve { .. } => {
-                let m = "transfers by the server are not built in this version: set \
-                         lmcache.mp.mp_transfer_mode (or LMCACHE_MP_TRANSFER_MODE) to engine_driven";
-                Err(Error::new(ErrorKind::Unsupported, "serve request", m))
+            Request::GetExperimental => {
+                let offers = if this.events.enabled() { vec!["kv_event_stream"] } else { Vec::new() };
+                Ok(Answer::Now(Reply::Texts(offers)))
             }
-            Request::SubscribeKvEvents { .. } => Err(Error::new(
-                ErrorKind::Unsupported,
-                "subscribe",
-                "there is no log of events in this version",
-            )),
+            Request::RegisterKvCache(r) => this.register_kv_cache(client, *r).map(Answer::Now),
+            Request::Store { key, instance, blocks, .. } => this.store(client, &key, instance, blocks),
+            Request::Retrieve { key, instance, blocks, skip, .. } => {
+                this.retrieve(client, &key, instance, blocks, skip)
+            }
+            Request::SubscribeKvEvents { instance, model, cursor, max_events } => {
+                this.events.follow(instance, &model, cursor, max_events).map(Answer::Stream)
+            }
         }
     }
 
@@ -168,7 +177,7 @@ impl Service {
             self.0.cx.spawn.spawn(Box::pin(async move {
                 timer.sleep_until(until).await;
                 if let Some(inner) = inner.upgrade()
-                    && !inner.workers.lock().connected(instance)
+                    && inner.workers.lock().left_alone(instance)
                 {
                     inner.give_back(instance);
                 }
@@ -214,16 +223,16 @@ impl Service {
         let workers = {
             let workers = this.workers.lock();
             let status = |(instance, w): (i64, &crate::workers::Worker)| {
-                let Kind::Engine(engine, ..) = &w.kind;
+                let (mode, block_size, mla, layers) = w.kind.summary();
                 WorkerStatus {
                     instance,
-                    mode: "engine_driven",
+                    mode,
                     model: Arc::clone(&w.model),
                     world_size: w.world_size,
                     layout: w.layout.clone(),
-                    block_size: engine.block_size,
-                    mla: engine.mla,
-                    layers: engine.layers,
+                    block_size,
+                    mla,
+                    layers,
                     connected: workers.connected(instance),
                 }
             };
@@ -237,6 +246,7 @@ impl Service {
             leases,
             quarantined,
             oldest,
+            followers: this.events.followers(),
             workers,
             counts: this.counters.counts(),
         }
@@ -315,8 +325,13 @@ impl Inner {
         };
         let inner = Arc::clone(self);
         let (model, salt) = (key.model.clone(), key.salt.clone());
+        // Chunks that come back from L2 are news to those who follow.
+        let tokens = self.events.on().then(|| key.tokens.clone());
         let mut work = Box::pin(async move {
+            let (hashes, chunk) = (&asked.hashes, inner.options.chunk_tokens);
+            let bound = tokens.as_ref().map(|t| inner.events.bind(hashes, t, chunk, 0..asked.chunks));
             let found = Found::find(&inner.manager, &rq, &asked).await;
+            drop(bound);
             let tokens = |chunks: usize| (chunks * inner.options.chunk_tokens) as u64;
             add(&inner.counters.lookups, 1);
             add(&inner.counters.lookup_tokens, tokens(asked.chunks));
@@ -446,6 +461,7 @@ impl Inner {
 
     /// A worker is gone: what it was writing is dropped unseen, and what it was reading may be evicted again.
     fn give_back(&self, instance: i64) {
+        self.events.end(instance);
         let held = self.holdings.lock().gone(instance);
         let aborted = held.iter().filter(|h| matches!(h, Held::Write(_))).count();
         if aborted > 0 {

@@ -121,6 +121,8 @@ pub struct Status {
     pub quarantined: usize,
     /// The oldest of those.
     pub oldest: PinAges,
+    /// Clients that follow the events.
+    pub followers: usize,
     /// The workers.
     pub workers: Vec<WorkerStatus>,
     /// The counts.

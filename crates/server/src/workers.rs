@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvstrata_core::{Instant, Layout};
+use kvstrata_core::{Error, ErrorKind, Instant, Layout, Result};
 
 use crate::api::EngineDriven;
+use crate::gather::Open;
 use crate::service::ClientId;
 
 /// A registered worker.
@@ -27,7 +28,26 @@ pub(crate) struct Worker {
 pub(crate) enum Kind {
     /// The worker itself, in the shared pool.
     Engine(Arc<EngineDriven>, Arc<[u64]>, Arc<str>),
+    /// This side, which has the worker's own memory open.
+    Server(Arc<Open>),
 }
+
+impl Kind {
+    /// The mode's name, tokens per block, whether there is one plane, and the layers.
+    pub(crate) fn summary(&self) -> (&'static str, i64, bool, i64) {
+        match self {
+            Self::Engine(engine, ..) => ("engine_driven", engine.block_size, engine.mla, engine.layers),
+            Self::Server(open) => {
+                let groups = &open.paged.groups;
+                let layers = groups.iter().map(|g| g.tensors.len()).sum::<usize>() as i64;
+                ("lmcache_driven", groups[0].tokens as i64, groups[0].planes == 1, layers)
+            }
+        }
+    }
+}
+
+/// The most workers that are remembered. A machine has a few.
+const MOST: usize = 4096;
 
 /// All workers, and the connections of each, which outlive its registration.
 #[derive(Debug, Default)]
@@ -42,8 +62,13 @@ impl Workers {
         self.all.get_mut(&instance)
     }
 
-    pub(crate) fn register(&mut self, instance: i64, worker: Worker) {
+    pub(crate) fn register(&mut self, instance: i64, worker: Worker) -> Result<()> {
+        if self.all.len() >= MOST && !self.all.contains_key(&instance) {
+            let e = Error::new(ErrorKind::Busy, "register worker", "there are too many workers");
+            return Err(e.with("limit", MOST));
+        }
         self.all.insert(instance, worker);
+        Ok(())
     }
 
     pub(crate) fn unregister(&mut self, instance: i64) -> Option<Worker> {
@@ -74,6 +99,15 @@ impl Workers {
 
     pub(crate) fn connected(&self, instance: i64) -> bool {
         self.connections.contains_key(&instance)
+    }
+
+    /// Whether a worker has no connection. If its memory is open here, it is closed, and the worker has to register again.
+    pub(crate) fn left_alone(&mut self, instance: i64) -> bool {
+        let alone = !self.connected(instance);
+        if alone && matches!(self.all.get(&instance), Some(Worker { kind: Kind::Server(_), .. })) {
+            self.all.remove(&instance);
+        }
+        alone
     }
 
     /// How the chunks of a model look, if any worker of it is registered.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use kvstrata_admin::Admin;
 use kvstrata_config::{BuildContext, Resolved};
-use kvstrata_core::Error;
+use kvstrata_core::{Error, ErrorKind};
 use kvstrata_manager::Manager;
 use kvstrata_mem::{Region, ShmRegion};
 use kvstrata_server::zmq::Zmq;
@@ -48,6 +48,12 @@ pub(crate) struct ServeArgs {
     /// How long a session lives without a request; 0 for ever
     #[arg(long, default_value_t = 600.0, value_name = "SECONDS")]
     session_ttl_seconds: f64,
+    /// How many changes of L1 are kept for those who follow them; 0 keeps none, and nobody can
+    #[arg(long, default_value_t = 32768, value_name = "EVENTS")]
+    kv_event_log_size: usize,
+    /// The block that stands for none in the engines' block tables
+    #[arg(long, default_value_t = 0, value_name = "BLOCK", allow_negative_numbers = true)]
+    null_block_id: i64,
     /// The address of the HTTP interface. There is no authentication
     #[arg(long, default_value = "127.0.0.1")]
     http_host: String,
@@ -117,6 +123,9 @@ impl ServeArgs {
                 "worker-registration-grace-seconds",
                 self.worker_registration_grace_seconds,
             )?,
+            null_block: self.null_block_id,
+            event_log: self.kv_event_log_size,
+            incarnation: std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_nanos() as u64),
             session_ttl: seconds("session-ttl-seconds", self.session_ttl_seconds)?,
             ..defaults
         })
@@ -225,30 +234,59 @@ impl Server {
     }
 }
 
+/// How long a start waits for one that was killed to be gone: the kernel gives up a port, a name and a lock only when it has
+/// torn down the process's memory, and a pool of many gigabytes takes a while.
+const PREDECESSOR: Duration = Duration::from_secs(5);
+
+/// Tries again while somebody else holds what is wanted, for a while.
+async fn patiently<T, E>(
+    mut attempt: impl AsyncFnMut() -> Result<T, E>,
+    held: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let until = Instant::now() + PREDECESSOR;
+    loop {
+        match attempt().await {
+            Err(e) if held(&e) && Instant::now() < until => {
+                tokio::time::sleep(Duration::from_millis(20)).await
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn listen(endpoint: &str) -> Result<Router> {
+    let bound = patiently(
+        async || Router::bind(endpoint, Limits::default()).await,
+        |e: &std::io::Error| e.kind() == std::io::ErrorKind::AddrInUse,
+    );
+    Ok(bound.await.map_err(|e| Error::io("listen", e).with("endpoint", endpoint))?)
+}
+
 pub(crate) async fn run(mut args: ServeArgs) -> Result<bool> {
     let options = args.options()?;
     let resolved = args.settings()?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     // Bound first: whoever finds the port taken has made nothing.
-    let mut routers = vec![
-        Router::bind(&args.endpoint(), Limits::default())
-            .await
-            .map_err(|e| Error::io("listen", e).with("endpoint", args.endpoint()))?,
-    ];
+    let mut routers = vec![listen(&args.endpoint()).await?];
     if let Some(path) = &args.ipc {
         let endpoint = format!("ipc://{path}");
-        let bound = Router::bind(&endpoint, Limits::default()).await;
-        routers.push(bound.map_err(|e| Error::io("listen", e).with("endpoint", endpoint))?);
+        routers.push(listen(&endpoint).await?);
     }
     let address = format!("{}:{}", args.http_host, args.http_port);
-    let http = tokio::net::TcpListener::bind(&address)
-        .await
-        .map_err(|e| Error::io("listen", e).with("http", &address))?;
+    let http = patiently(
+        async || tokio::net::TcpListener::bind(&address).await,
+        |e| e.kind() == std::io::ErrorKind::AddrInUse,
+    )
+    .await
+    .map_err(|e| Error::io("listen", e).with("http", &address))?;
     // Digests and copies take a thread for milliseconds at a time. On threads of their own they delay no answer.
     let tiers =
         tokio::runtime::Builder::new_multi_thread().thread_name("kvstrata-tiers").enable_all().build()?;
-    let server = match Server::open(options, &resolved, tiers.handle().clone()) {
+    let busy = |e: &anyhow::Error| e.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::Busy);
+    let opened =
+        patiently(async || Server::open(options.clone(), &resolved, tiers.handle().clone()), busy).await;
+    let server = match opened {
         Ok(server) => server,
         Err(e) => {
             // It cannot be dropped where tasks run.
@@ -286,4 +324,13 @@ pub(crate) async fn run(mut args: ServeArgs) -> Result<bool> {
     let closed = server.close().await;
     tiers.shutdown_background();
     closed.map(|()| true)
+}
+
+/// What becomes of a command line, up to where something would be opened.
+#[cfg(test)]
+pub(super) fn trial(line: &[&str]) -> Result<()> {
+    let cli = <super::Cli as clap::Parser>::try_parse_from(line)?;
+    let super::Command::Serve(mut args) = cli.command else { anyhow::bail!("that serves nothing") };
+    args.options()?;
+    args.settings().map(|_| ())
 }

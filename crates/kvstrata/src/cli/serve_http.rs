@@ -44,6 +44,12 @@ pub(crate) fn admin(
         .with_config(config(service.options(), resolved))
         .with_version(env!("CARGO_PKG_VERSION"), "")
         .with_status(more)
+        .with_checksums({
+            let service = service.clone();
+            move |instance, blocks, per_digest, layerwise| {
+                service.checksums(instance, blocks, per_digest, layerwise)
+            }
+        })
 }
 
 /// `/config`: LMCache's SDK asks for `mp.chunk_size` and `mp.shm_name`.
@@ -56,7 +62,7 @@ fn config(options: &Options, resolved: &Resolved) -> Value {
             "shm_name": options.pool.as_ref().map_or("", |p| &p.name),
             "transport": "zmq",
             "hash_algorithm": "blake3",
-            "supported_transfer_mode": "engine_driven",
+            "supported_transfer_mode": "auto",
             "worker_reap_timeout_seconds": options.reap_timeout.as_secs_f64(),
             "worker_registration_grace_seconds": options.registration_grace.as_secs_f64(),
             "session_ttl_seconds": options.session_ttl.as_secs_f64(),
