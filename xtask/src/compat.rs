@@ -4,6 +4,9 @@
 //! runs its `bench server` in every shape that an engine-driven client has, over several tiers. Each run compares the
 //! checksums of what it stored and what it got back. Needs Python 3.11 and a package index; CI does not run it.
 
+mod cli;
+mod figures;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -42,12 +45,12 @@ impl Server {
         let flags =
             ["serve", "--port", "0", "--http-port", "0", "--l1-size-gb", "1", "--l2-adapter", adapter];
         let name = format!("compat_{}", std::process::id());
-        let mut child = Command::new(binary)
-            .args(flags)
-            .args(["--shm-name", &name])
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start the server")?;
+        Self::launch(Command::new(binary).args(flags).args(["--shm-name", &name]))
+    }
+
+    /// Starts a server that says where it listens, and waits until it is ready.
+    fn launch(command: &mut Command) -> Result<Self> {
+        let mut child = command.stdout(Stdio::piped()).spawn().context("start the server")?;
         let mut lines = BufReader::new(child.stdout.take().context("its output")?).lines();
         let mut server = Self { child, endpoint: String::new(), http: String::new() };
         for line in lines.by_ref() {
@@ -64,49 +67,70 @@ impl Server {
     }
 }
 
-pub(crate) fn run() -> Result<ExitCode> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
-    let home = root.join("target/compat");
-    fs::create_dir_all(&home)?;
-    let venv = environment(&home)?;
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let built =
-        Command::new(cargo).current_dir(&root).args(["build", "--release", "-p", "kvstrata"]).status()?;
-    ensure!(built.success(), "kvstrata could not be built");
-    let binary = root.join("target/release/kvstrata");
+pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
+    match args {
+        [] => suite(),
+        [what] if what == "cli" => Ok(passed(cli::run(&Place::make()?)?)),
+        [what] if what == "figures" => figures::run(&Place::make()?),
+        _ => bail!("usage: cargo xtask compat-lmcache [cli | figures]"),
+    }
+}
+
+fn passed(failed: u32) -> ExitCode {
+    println!("{failed} failed");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The environment, the program, and a folder for both.
+struct Place {
+    root: PathBuf,
+    home: PathBuf,
+    venv: PathBuf,
+    binary: PathBuf,
+}
+
+impl Place {
+    /// Makes what is missing of it.
+    fn make() -> Result<Self> {
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
+        let home = root.join("target/compat");
+        fs::create_dir_all(&home)?;
+        let venv = environment(&home)?;
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let built =
+            Command::new(cargo).current_dir(&root).args(["build", "--release", "-p", "kvstrata"]).status()?;
+        ensure!(built.success(), "kvstrata could not be built");
+        let binary = root.join("target/release/kvstrata");
+        Ok(Self { root, home, venv, binary })
+    }
+}
+
+fn suite() -> Result<ExitCode> {
+    let place = Place::make()?;
+    let Place { home, venv, binary, .. } = &place;
     let store = home.join(format!("store-{}", std::process::id()));
     let fs_adapter = serde_adapter(&store);
     let tiers = [
         ("mock", r#"{"type":"mock","max_size_gb":1,"mock_bandwidth_gb":100}"#.to_owned()),
         ("fs", fs_adapter),
     ];
-    let mut failed = 0;
+    let mut failed = cli::run(&place)?;
     for (tier, adapter) in &tiers {
-        let mut server = Server::start(&binary, adapter)?;
+        let mut server = Server::start(binary, adapter)?;
         for (n, (shape, flags)) in SHAPES.iter().enumerate() {
-            failed += u32::from(!bench(&venv, &server, shape, tier, n * 10, flags)?);
-        }
-        for command in [&["ping", "kvcache"][..], &["describe", "kvcache"], &["kvcache", "clear"]] {
-            let done = lmcache(&venv).args(command).args(["--url", &server.http]).output()?;
-            println!(
-                "lmcache {}: {}",
-                command.join(" "),
-                if done.status.success() { "ok" } else { "FAILED" }
-            );
-            failed += u32::from(!done.status.success());
+            failed += u32::from(!bench(venv, &server, shape, tier, n * 10, flags)?);
         }
         if *tier == "fs" {
             // What was stored before a kill is served from disk.
             drop(server);
-            server = Server::start(&binary, adapter)?;
+            server = Server::start(binary, adapter)?;
             let (_, flags) = SHAPES[0];
-            failed += u32::from(!bench(&venv, &server, "after a kill", tier, 0, flags)?);
+            failed += u32::from(!bench(venv, &server, "after a kill", tier, 0, flags)?);
         }
         drop(server);
     }
     let _ = fs::remove_dir_all(&store);
-    println!("{failed} failed");
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(passed(failed))
 }
 
 fn serde_adapter(store: &Path) -> String {

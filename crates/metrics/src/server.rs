@@ -60,6 +60,11 @@ fn now(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         [("live", status.leases), ("quarantined", status.quarantined)]
             .map(|(state, n)| (vec![("state", state)], n as f64)),
     )?;
+    page.gauge(
+        "kvstrata_server_followers",
+        "Clients that follow the stream of events",
+        [(vec![], status.followers as f64)],
+    )?;
     let oldest = &status.oldest;
     page.gauge(
         "kvstrata_server_oldest_pin_seconds",

@@ -188,6 +188,7 @@ impl Inner {
         let inner = Arc::clone(self);
         let (until, chunk_tokens) =
             (self.now() + self.options.lookup_timeout, self.options.chunk_tokens as u64);
+        let (model, salt) = (key.model.clone(), key.salt.clone());
         Ok(self.copy(move |told: oneshot::Sender<Result<Reply>>| async move {
             let work = async {
                 for (i, buf) in bufs.iter().enumerate() {
@@ -205,6 +206,7 @@ impl Inner {
             if done.is_ok() {
                 add(&inner.counters.retrieves_committed, 1);
                 add(&inner.counters.retrieved_chunks, bufs.len() as u64);
+                inner.tally.retrieved(&model, &salt, bufs.len());
                 add(&inner.counters.retrieved_bytes, bufs.iter().map(|b| b.len() as u64).sum());
             }
             drop(bufs);

@@ -101,14 +101,10 @@ impl Service {
         add(&this.counters.requests, 1);
         let (place, begun) = (RequestCounters::place(&request), this.now());
         match self.answer(client, request) {
-            Ok(Answer::Now(reply)) => {
-                this.tally.answered(place, this.now() - begun, false);
-                Ok(Answer::Now(reply))
-            }
             // A stream lasts as long as its follower: how long says nothing.
-            Ok(Answer::Stream(stream)) => {
+            Ok(answer @ (Answer::Now(_) | Answer::Stream(_))) => {
                 this.tally.answered(place, this.now() - begun, false);
-                Ok(Answer::Stream(stream))
+                Ok(answer)
             }
             Ok(Answer::Later(later)) => {
                 let inner = Arc::clone(this);

@@ -26,6 +26,11 @@ const DEVICE: &str = "device memory is not mapped in this version";
 const GC: &str = "there is no garbage collector";
 const BUS: &str = "there is no event bus: counting is done where things happen";
 
+const LOG: &str = "--log says what is logged";
+const OTLP: &str = "OTLP is not built in this version: metrics are at /metrics, and --log has the log";
+const RECORD: &str = "requests are not recorded in this version";
+const TABLE: &str = "the server prints no table";
+
 /// The flags, without those that are settings or the command's own. A switch takes no value.
 const FLAGS: &[(&str, bool, Here)] = &[
     ("max-workers", false, NoEffect(THREADS)),
@@ -86,7 +91,17 @@ const FLAGS: &[(&str, bool, Here)] = &[
     ("enable-gc-monitor", true, NoEffect(GC)),
     ("gc-monitor-min-pause-ms", false, NoEffect(GC)),
     ("gc-monitor-top-objects", false, NoEffect(GC)),
-    ("extra-logging-interval", false, NoEffect("the log filter says what is logged")),
+    ("extra-logging-interval", false, NoEffect(LOG)),
+    ("disable-logging", true, NoEffect(LOG)),
+    ("disable-metrics", true, NoEffect("counting costs nothing that could be saved")),
+    ("prometheus-port", false, NoEffect("metrics are at /metrics of --http-port")),
+    ("enable-tracing", true, Refused(OTLP)),
+    ("otlp-endpoint", false, Refused(OTLP)),
+    ("trace-level", false, Refused(RECORD)),
+    ("trace-output", false, Refused(RECORD)),
+    ("format", false, NoEffect(TABLE)),
+    ("output", false, NoEffect(TABLE)),
+    ("quiet", true, NoEffect(TABLE)),
 ];
 
 /// What was given of these flags.
@@ -125,6 +140,7 @@ impl Args for OtherFlags {
                 Refused(why) => format!("refused: {why}"),
             };
             let arg = Arg::new(*name).long(*name).help(help).hide_short_help(true);
+            let arg = if *name == "quiet" { arg.short('q') } else { arg };
             cmd.arg(if *switch {
                 arg.action(ArgAction::SetTrue)
             } else {
@@ -179,5 +195,164 @@ mod tests {
                 NoEffect(_) => with("7").unwrap(),
             }
         }
+    }
+
+    /// Every flag of `lmcache server` 0.5.6 with a value that it takes there, mostly its default; an empty one is a
+    /// switch.
+    const ALL: &[(&str, &str)] = &[
+        ("instance-id", "a"),
+        ("transport", "zmq"),
+        ("host", "localhost"),
+        ("port", "5555"),
+        ("chunk-size", "256"),
+        ("null-block-id", "0"),
+        ("max-workers", "1"),
+        ("max-gpu-workers", "1"),
+        ("max-cpu-workers", "1"),
+        ("grpc-server-workers", "32"),
+        ("hash-algorithm", "blake3"),
+        ("engine-type", "default"),
+        ("supported-transfer-mode", "auto"),
+        ("isolated-ipc", ""),
+        ("no-isolated-ipc", ""),
+        ("runtime-plugin-locations", "p"),
+        ("runtime-plugin-config", "{}"),
+        ("shm-name", "a"),
+        ("script-allowed-imports", "os"),
+        ("run-script-api-enabled", ""),
+        ("separate-object-groups", ""),
+        ("worker-reap-timeout-seconds", "120"),
+        ("session-ttl-seconds", "600"),
+        ("worker-registration-grace-seconds", "3600"),
+        ("enable-segmented-prefix", ""),
+        ("enable-dedup-content", ""),
+        ("enable-blend-reorder", ""),
+        ("enable", "transfer_query"),
+        ("kv-event-log-size", "32768"),
+        ("server-module", "{}"),
+        ("p2p-advertise-url", "a"),
+        ("p2p-listen-url", "a"),
+        ("p2p-lookup-timeout", "30"),
+        ("p2p-load-timeout", "30"),
+        ("p2p-transfer-engine", "nixl"),
+        ("l1-manager", "{}"),
+        ("l1-size-gb", "1"),
+        ("l1-use-lazy", ""),
+        ("no-l1-use-lazy", ""),
+        ("l1-init-size-gb", "20"),
+        ("l1-align-bytes", "4096"),
+        ("l1-use-hugepages", ""),
+        ("l1-devdax-path", "/dev/dax0.0"),
+        ("gds-l1-path", "/p"),
+        ("gds-l1-use-direct-io", ""),
+        ("gds-l1-backend", "auto"),
+        ("l1-write-ttl-seconds", "600"),
+        ("l1-read-ttl-seconds", "300"),
+        ("eviction-policy", "LRU"),
+        ("eviction-trigger-watermark", "0.8"),
+        ("eviction-ratio", "0.2"),
+        ("l2-store-policy", "default"),
+        ("l2-prefetch-policy", "default"),
+        ("l2-prefetch-max-in-flight", "8"),
+        ("periodic-notifier-interval-ms", "5"),
+        ("l2-adapter", r#"{"type":"mock","max_size_gb":1,"mock_bandwidth_gb":10}"#),
+        ("http-host", "127.0.0.1"),
+        ("http-port", "8080"),
+        ("disable-observability", ""),
+        ("disable-metrics", ""),
+        ("disable-grpc-metrics", ""),
+        ("disable-logging", ""),
+        ("enable-tracing", ""),
+        ("otlp-endpoint", "http://localhost:4317"),
+        ("event-bus-queue-size", "10000"),
+        ("prometheus-port", "9090"),
+        ("metrics-sample-rate", "0.01"),
+        ("lookup-hash-log-dir", "/p"),
+        ("lookup-hash-log-rotation-interval", "21600"),
+        ("lookup-hash-log-rotation-max-size", "104857600"),
+        ("lookup-hash-log-max-files", "100"),
+        ("enable-gc-monitor", ""),
+        ("gc-monitor-min-pause-ms", "1"),
+        ("gc-monitor-top-objects", "0"),
+        ("enable-extra-logging", ""),
+        ("extra-logging-interval", "10"),
+        ("trace-level", "storage"),
+        ("trace-output", "/p"),
+        ("coordinator-url", "a"),
+        ("coordinator-advertise-ip", "a"),
+        ("coordinator-heartbeat-interval", "5"),
+        ("coordinator-event-reporting", ""),
+        ("coordinator-event-flush-interval", "1"),
+        ("coordinator-event-transport", "http"),
+        ("coordinator-kafka-bootstrap-servers", "a"),
+        ("coordinator-kafka-topic", "a"),
+        ("coordinator-kafka-delivery-timeout", "300"),
+        ("coordinator-blend-timeout", "1"),
+        ("coordinator-blend-match-concurrency", "8"),
+        ("format", "json"),
+        ("output", "/p"),
+        ("quiet", ""),
+    ];
+
+    /// Those that are refused with such a value. The others are taken, or have no effect.
+    const REFUSED: &[&str] = &[
+        "isolated-ipc",
+        "runtime-plugin-locations",
+        "runtime-plugin-config",
+        "script-allowed-imports",
+        "run-script-api-enabled",
+        "separate-object-groups",
+        "enable-segmented-prefix",
+        "enable-dedup-content",
+        "enable-blend-reorder",
+        "enable",
+        "server-module",
+        "p2p-advertise-url",
+        "p2p-listen-url",
+        "p2p-lookup-timeout",
+        "p2p-load-timeout",
+        "p2p-transfer-engine",
+        "l1-manager",
+        "l1-devdax-path",
+        "gds-l1-path",
+        "gds-l1-use-direct-io",
+        "gds-l1-backend",
+        "enable-tracing",
+        "otlp-endpoint",
+        "lookup-hash-log-dir",
+        "trace-level",
+        "trace-output",
+        "coordinator-url",
+        "coordinator-advertise-ip",
+        "coordinator-heartbeat-interval",
+        "coordinator-event-reporting",
+        "coordinator-event-flush-interval",
+        "coordinator-event-transport",
+        "coordinator-kafka-bootstrap-servers",
+        "coordinator-kafka-topic",
+        "coordinator-kafka-delivery-timeout",
+        "coordinator-blend-timeout",
+        "coordinator-blend-match-concurrency",
+    ];
+
+    #[test]
+    fn every_flag_of_lmcaches_server_is_accounted_for() {
+        let mut wrong = Vec::new();
+        for (name, value) in ALL {
+            let flag = format!("--{name}");
+            let with = [flag.as_str(), value];
+            let given = if value.is_empty() { &with[..1] } else { &with[..] };
+            // No disk of this machine is touched: a tier is named, and nothing is opened.
+            let size: &[&str] = if *name == "l1-size-gb" { &[] } else { &["--l1-size-gb", "1"] };
+            let line = [&["kvstrata", "serve"], size, given].concat();
+            let refusal = crate::cli::serve::trial(&line).err().map(|e| format!("{e:#}"));
+            match (refusal, REFUSED.contains(name)) {
+                (None, false) => {}
+                (Some(e), true) if e.contains(name) => {}
+                (refusal, _) => wrong.push(format!("--{name} {value}: {refusal:?}")),
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        assert!(REFUSED.iter().all(|name| ALL.iter().any(|(n, _)| n == name)));
     }
 }

@@ -325,3 +325,12 @@ pub(crate) async fn run(mut args: ServeArgs) -> Result<bool> {
     tiers.shutdown_background();
     closed.map(|()| true)
 }
+
+/// What becomes of a command line, up to where something would be opened.
+#[cfg(test)]
+pub(super) fn trial(line: &[&str]) -> Result<()> {
+    let cli = <super::Cli as clap::Parser>::try_parse_from(line)?;
+    let super::Command::Serve(mut args) = cli.command else { anyhow::bail!("that serves nothing") };
+    args.options()?;
+    args.settings().map(|_| ())
+}

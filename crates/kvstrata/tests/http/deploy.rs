@@ -103,6 +103,7 @@ fn starts(flags: &[(String, String)]) {
             "--l2-adapter" => {
                 let mut adapter: Value = serde_json::from_str(value).expect("JSON");
                 adapter["base_path"] = dir.path().join("kv").to_str().expect("UTF-8").into();
+                adapter["max_capacity_gb"] = 1.into();
                 more.extend([flag.clone(), adapter.to_string()]);
             }
             _ => more.extend([flag.clone(), value.clone()]),

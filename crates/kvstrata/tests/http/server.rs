@@ -40,7 +40,17 @@ impl Server {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("KVSTRATA_")) {
             command.env_remove(name);
         }
-        command.args(["serve", "--port", "0", "--http-port", "0", "--l1-size-gb", "0.0625"]);
+        command.args([
+            "--log",
+            "error",
+            "serve",
+            "--port",
+            "0",
+            "--http-port",
+            "0",
+            "--l1-size-gb",
+            "0.0625",
+        ]);
         command.args(["--l2-adapter", MOCK, "--shm-name", &name]).args(more);
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the command starts");
         let lines = BufReader::new(child.stdout.take().expect("its output")).lines();
