@@ -32,7 +32,7 @@ fn free_port() -> u16 {
     (0..1000).map(|_| next()).find(|p| TcpListener::bind(("127.0.0.1", *p)).is_ok()).expect("a port")
 }
 
-/// One master with one client.
+/// A master with its clients, which end with this.
 pub(crate) struct Cluster {
     wheel: PathBuf,
     dir: tempfile::TempDir,
@@ -46,7 +46,7 @@ pub(crate) struct Cluster {
 pub(crate) struct Ports {
     pub(crate) master: u16,
     pub(crate) metrics: u16,
-    pub(crate) clients: [u16; 2],
+    pub(crate) clients: [u16; 3],
 }
 
 impl Cluster {
@@ -55,9 +55,13 @@ impl Cluster {
         Self::with_clients(&[segment])
     }
 
-    /// A master, and a client for each size.
+    /// A master, and a client for each size, three at most.
     pub(crate) fn with_clients(segments: &[&str]) -> Self {
-        let ports = Ports { master: free_port(), metrics: free_port(), clients: [free_port(), free_port()] };
+        let ports = Ports {
+            master: free_port(),
+            metrics: free_port(),
+            clients: std::array::from_fn(|_| free_port()),
+        };
         let mut cluster = Self {
             wheel: wheel().expect("the wheel"),
             dir: tempfile::tempdir().expect("a directory"),
