@@ -25,7 +25,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const MIB: u64 = 1 << 20;
 
 fn how(dir: &Path, writer: u64, capacity: u64) -> How {
-    How { dir: dir.into(), layout: LayoutChoice::Files, capacity, sync: Sync::None, writer, shared: true }
+    How {
+        dir: dir.into(),
+        paths: 1,
+        layout: LayoutChoice::Files,
+        capacity,
+        sync: Sync::None,
+        writer,
+        shared: true,
+    }
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -197,7 +205,7 @@ fn each_finds_what_the_other_stores() -> Done {
         assert_eq!(letters(&shelf.get(&scope, &[1]).await), "miss");
         assert_eq!(other.ask("put", 1..4), "written written written");
         assert_eq!(letters(&shelf.get(&scope, &[1, 2, 3, 4]).await), "right right right miss");
-        assert_eq!(shelf.fs.stats().loaded_elsewhere, 3);
+        assert_eq!(shelf.sum(|stats| stats.loaded_elsewhere), 3);
         // It is there: written once.
         assert_eq!(stored(&shelf.put(&scope, &[3, 4]).await), "present written");
         assert_eq!(other.ask("get", [3, 4]), "right right");
@@ -299,7 +307,7 @@ fn each_evicts_under_the_others_loads() -> Done {
             assert!(answers.iter().all(Result::is_ok), "{}", stored(&answers));
         }
         assert!(right > 0 && missed > 0 && theirs > 0, "{right} {missed} {theirs}");
-        let counted = shelf.fs.store().usage().used + shelf.fs.store().overhead_bytes();
+        let counted = shelf.taken();
         assert!(counted <= LIMIT, "{counted}");
         other.kill();
         let taken = du(&dir).expect("a directory");

@@ -116,12 +116,15 @@ impl AdapterFactory for FsFactory {
     }
 }
 
+/// The directories of an `fs` adapter: how one is chosen, and each with the settings of its store.
+pub type FsPaths = (Sharding, Vec<(Place, AdapterSettings)>);
+
 /// The directories of an `fs` adapter that has several, and the settings of each store: for programs that look before
 /// anything is opened. `None` if it has one.
 ///
 /// # Errors
 /// `Invalid` with the key and what would be accepted.
-pub fn fs_paths(settings: &AdapterSettings) -> Result<Option<(Sharding, Vec<(Place, AdapterSettings)>)>> {
+pub fn fs_paths(settings: &AdapterSettings) -> Result<Option<FsPaths>> {
     let settings = sizes_in_gib(&own_keys(FsFactory.keys(), settings), &["default_quota_gb"], &["quotas"])?;
     let Some(several) = several::read(settings.keys())? else { return Ok(None) };
     Ok(Some((several.sharding, several.each(&settings, &GIB, &["quotas"], "base_path"))))

@@ -62,7 +62,7 @@ pub use adapters::{AdapterSettings, redacted};
 pub use build::Components;
 pub use check::Machine;
 pub use file::{FileKind, SettingsFile};
-pub use fs::fs_paths;
+pub use fs::{FsPaths, fs_paths};
 pub use gds::{PROBE_COMMAND, gds_settings};
 pub use layers::{Sources, process_environment, user_cache_directory};
 pub use names::{FlagSpec, flag_specs};

@@ -149,6 +149,12 @@ pub fn is_lmcache_fs_name(name: &OsStr) -> bool {
     name.to_str().is_some_and(|n| n.ends_with(".data") && n.contains("@0x"))
 }
 
+/// Whether a directory's name is one of LMCache's GDS backend that no store has: the first two characters of a chunk hash as
+/// Python prints it, bytes (`b'`) or a negative number (`-5`). Those of other numbers are a store's too.
+pub fn is_lmcache_gds_fan(name: &OsStr) -> bool {
+    matches!(name.as_encoded_bytes(), [b'b', b'\'' | b'"'] | [b'-', b'1'..=b'9'])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,5 +194,7 @@ mod tests {
         }
         assert!(is_lmcache_fs_name(OsStr::new("m@0x08050805@b@ab.data")));
         assert!(!is_lmcache_fs_name(OsStr::new("m.data")));
+        assert!(["b'", "b\"", "-5"].into_iter().all(|name| is_lmcache_gds_fan(OsStr::new(name))));
+        assert!(!["12", "bb", "-", "b'x", "-x"].into_iter().any(|name| is_lmcache_gds_fan(OsStr::new(name))));
     }
 }

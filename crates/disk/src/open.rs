@@ -14,7 +14,8 @@ use crate::index::Index;
 use crate::manifest::differs;
 use crate::modes::Modes;
 use crate::names::{
-    LOCK, MANIFEST, QUARANTINE, SNAPSHOT, TMP, is_below, is_lmcache_fs_name, parse_fan, temp_name,
+    LOCK, MANIFEST, QUARANTINE, SNAPSHOT, TMP, is_below, is_lmcache_fs_name, is_lmcache_gds_fan, parse_fan,
+    temp_name,
 };
 use crate::recover::orphans;
 use crate::settings::Counts;
@@ -271,6 +272,16 @@ fn look<D: Disk>(disk: &D, root: &Path) -> Result<Before> {
                  lmcache-fs PATH --to STORE` with another directory for the store",
             )
             .with("base_path", root.display()));
+        }
+        if let Some(e) = entries.iter().find(|e| e.kind == FileKind::Dir && is_lmcache_gds_fan(&e.name)) {
+            return Err(Error::new(
+                ErrorKind::Mismatch,
+                OP,
+                "the directory is one of LMCache's GDS backend; to take its objects over, run `kvstrata import --from \
+                 lmcache-gds PATH --to STORE` with another directory for the store",
+            )
+            .with("base_path", root.display())
+            .with("found", e.name.display()));
         }
         if let Some(e) = entries.iter().find(|e| e.kind == FileKind::Dir && parse_fan(&e.name).is_some()) {
             return Err(Error::new(

@@ -73,7 +73,7 @@ impl Factory for Fs {
         Ok(Subject {
             reopen: Some(Box::new(reopen)),
             damage: Some(Box::new(move |damage| common::damage(&*damaged, &roots, damage))),
-            device: (self.engine == EngineKind::Threads).then(|| common::Hang::new(disk) as _),
+            device: (self.engine == EngineKind::Threads).then(|| common::hang(disk) as _),
             keep: Box::new(dir),
             ..Subject::new(adapter)
         })

@@ -77,6 +77,9 @@ pub struct ChildArgs {
     /// How objects lie in files
     #[arg(long, value_enum)]
     pub layout: LayoutName,
+    /// Directories with a store each
+    #[arg(long, default_value_t = 1)]
+    pub paths: usize,
     /// The limit in bytes
     #[arg(long)]
     pub capacity: u64,
@@ -133,6 +136,7 @@ pub fn child(args: &ChildArgs) -> ExitCode {
 async fn store(args: &ChildArgs) -> Result<(), String> {
     let how = How {
         dir: args.dir.clone(),
+        paths: args.paths,
         layout: args.layout.into(),
         capacity: args.capacity,
         sync: args.sync.into(),
@@ -144,12 +148,13 @@ async fn store(args: &ChildArgs) -> Result<(), String> {
     let end = Instant::now() + LIFE;
     let stop = Arc::<AtomicBool>::default();
     let snapshots = {
-        let (store, stop) = (Arc::clone(shelf.fs.store()), Arc::clone(&stop));
+        let stores: Vec<_> = shelf.stores.iter().map(|one| Arc::clone(one.store())).collect();
+        let stop = Arc::clone(&stop);
         let mut rng = Rng::new(args.seed ^ 1);
         tokio::task::spawn_blocking(move || {
             while !stop.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(rng.below(60)));
-                store.write_snapshot();
+                stores.iter().for_each(|store| store.write_snapshot());
             }
         })
     };
@@ -203,7 +208,7 @@ async fn manager(args: &ChildArgs, shelf: &Shelf, end: Instant) -> Result<(), St
         cx: shelf.cx.clone(),
     };
     let manager = Manager::new(parts, Options::default()).map_err(failed)?;
-    manager.add_adapter(shelf.fs.adapter(), 1).map_err(failed)?;
+    manager.add_adapter(shelf.adapter.clone(), 1).map_err(failed)?;
     // The hook says when a key can be read from disk.
     let hook: Arc<dyn StoredHook> = Arc::new(|key: &ObjectKey| {
         say(&format!("stored {}", list(id_of(key))));
