@@ -7,10 +7,12 @@ use parking_lot::Mutex;
 
 use super::Device;
 
+type Work = Box<dyn FnOnce() + Send>;
+
 /// Hangs a device by keeping all threads busy that move its bytes; made from whatever hands them their work.
 pub struct BusyThreads {
     threads: usize,
-    spawn: Box<dyn Fn(Box<dyn FnOnce() + Send>) + Send + Sync>,
+    spawn: Box<dyn Fn(Work) + Send + Sync>,
     held: Mutex<Vec<Sender<()>>>,
 }
 
