@@ -7,18 +7,19 @@ use parking_lot::Mutex;
 
 use super::Device;
 
-type Work = Box<dyn FnOnce() + Send>;
+/// Work of a thread.
+type Job = Box<dyn FnOnce() + Send>;
 
 /// Hangs a device by keeping all threads busy that move its bytes; made from whatever hands them their work.
 pub struct BusyThreads {
     threads: usize,
-    spawn: Box<dyn Fn(Work) + Send + Sync>,
+    spawn: Box<dyn Fn(Job) + Send + Sync>,
     held: Mutex<Vec<Sender<()>>>,
 }
 
 impl BusyThreads {
     /// So many threads, which do what `spawn` is given before anything else that waits.
-    pub fn new(threads: usize, spawn: impl Fn(Box<dyn FnOnce() + Send>) + Send + Sync + 'static) -> Self {
+    pub fn new(threads: usize, spawn: impl Fn(Job) + Send + Sync + 'static) -> Self {
         Self { threads, spawn: Box::new(spawn), held: Mutex::default() }
     }
 }
