@@ -1,7 +1,7 @@
 //! How much of a device each way of moving bytes reaches, and what it costs: reads and writes of a file past the page cache,
 //! the same ones in turn by one blocking thread for each request under way, by this workspace's thread pool with four and
 //! with eight threads, by its default engine, by a bare io_uring loop with registered memory and file, and by `fio` where
-//! it is installed.
+//! it is installed. Last the whole adapter: batches to a full store of segments with its defaults, digests made and checked.
 //!
 //! `cargo bench -p kvstrata-benches --bench device [-- --dir DIR] [--rounds N] [--mib N] [--only WORD] [--figures FILE]`
 
@@ -16,10 +16,17 @@ use std::time::Instant;
 
 use io_uring::{IoUring, opcode, types};
 use kvstrata_benches::{Figures, append, median, scratch};
+use kvstrata_core::{Affinity, ChunkHash, KeyScope, KvRank, Layout, ObjectKey};
+use kvstrata_disk::{Wanted, Writer};
 use kvstrata_io::{
     Completion, CompletionSink, Disk, EngineKind, IoBuf, IoEngine, IoOp, Open, OsDisk, OsFile, OsOptions,
 };
+use kvstrata_l2::{
+    Adapter, Checked, Context, Get, GetItem, GetSink, Put, PutItem, PutSink, Stored, Verify,
+};
+use kvstrata_l2_fs::{FsConfig, LayoutChoice, Switch, open_os};
 use kvstrata_mem::{Allocate, MmapRegion, Pool, ReadBuf, RegionOptions, Slab, WriteBuf};
+use tokio::runtime::Runtime;
 
 type Result<T, E = String> = std::result::Result<T, E>;
 
@@ -114,6 +121,106 @@ impl Mover for Ours {
             whole(done.result.map_err(|e| e.to_string())?, size)?;
         }
         Ok(())
+    }
+}
+
+/// The adapter over a store of segments that is full: each batch of new objects takes the place of one before.
+struct Whole {
+    adapter: Adapter,
+    runtime: Runtime,
+    buffers: Arc<Buffers>,
+    scope: Arc<KeyScope>,
+    root: PathBuf,
+    /// The first key of the batch that was stored last.
+    last: u64,
+    next: u64,
+}
+
+impl Whole {
+    fn new(dir: &Path, buffers: &Arc<Buffers>, size: usize, read: bool) -> Result<Self> {
+        let said = |e: kvstrata_core::Error| e.to_string();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build();
+        let runtime = runtime.map_err(|e| e.to_string())?;
+        let root = scratch(dir, "device-store");
+        let config = FsConfig {
+            layout: LayoutChoice::Slab,
+            use_odirect: Some(Switch(Wanted::Require)),
+            // A batch and what lies in its way.
+            max_capacity_gb: buffers.bytes as f64 * 1.5 / f64::from(1 << 30),
+            ..FsConfig::new(&root)
+        };
+        let memory = Some(Arc::clone(&buffers.pool) as Arc<dyn Allocate>);
+        let cx = Context::tokio(runtime.handle().clone());
+        let writer = Writer { pid: std::process::id(), id: 9 << 32 };
+        let store = open_os(&config, cx.clone(), writer, vec![], memory).map_err(said)?;
+        let scope = KeyScope::new("model", KvRank::single(), 0, "").map_err(said)?;
+        let adapter = Checked::new(store.adapter(), Verify::On, cx).adapter;
+        let buffers = Arc::clone(buffers);
+        let mut new = Self { adapter, runtime, buffers, scope, root, last: 0, next: 0 };
+        // Written all over, so that no block of it is new.
+        let offsets = vec![0; new.buffers.bytes / size];
+        for _ in 0..if read { 1 } else { 3 } {
+            new.go(false, &offsets, size)?;
+        }
+        Ok(new)
+    }
+
+    fn key(&self, n: u64) -> ObjectKey {
+        let mut hash = [0; 32];
+        hash[..8].copy_from_slice(&n.to_le_bytes());
+        ObjectKey::new(&self.scope, ChunkHash::from(hash))
+    }
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        self.runtime.block_on(self.adapter.store.shutdown(kvstrata_core::Instant::FAR_FUTURE)).ok();
+        drop(std::fs::remove_dir_all(&self.root));
+    }
+}
+
+impl Mover for Whole {
+    fn name(&self) -> &'static str {
+        "adapter, digests on"
+    }
+
+    fn go(&mut self, read: bool, offsets: &[u64], size: usize) -> Result<()> {
+        let (deadline, affinity) = (kvstrata_core::Instant::FAR_FUTURE, Affinity::default());
+        let layout = Layout::opaque(size as u64).map_err(|e| e.to_string())?;
+        let bad = Arc::new(Mutex::new(None));
+        let note = |bad: &Mutex<Option<String>>, why: String| *bad.lock().expect("no panic") = Some(why);
+        let to = Arc::clone(&bad);
+        if read {
+            let item = |offset: &u64| GetItem {
+                key: self.key(self.last + offset / size as u64),
+                layout: layout.clone(),
+                buf: self.buffers.empty(size),
+            };
+            let items: Vec<GetItem> = offsets.iter().map(item).collect();
+            let sink = GetSink::new(items.len(), Arc::new(move |at, answer: kvstrata_l2::Answer| {
+                if !matches!(answer, kvstrata_l2::Answer::Loaded(_)) {
+                    note(&to, format!("object {at}: {answer:?}"));
+                }
+            }));
+            self.runtime.block_on(self.adapter.store.get(Get { items, deadline, affinity }, sink));
+        } else {
+            self.last = self.next;
+            self.next += offsets.len() as u64;
+            let item = |n| PutItem {
+                key: self.key(n),
+                layout: layout.clone(),
+                digest: None,
+                buf: self.buffers.full(size),
+            };
+            let items: Vec<PutItem> = (self.last..self.next).map(item).collect();
+            let sink = PutSink::new(items.len(), Arc::new(move |at, answer: kvstrata_core::Result<Stored>| {
+                if !matches!(answer, Ok(Stored::Written)) {
+                    note(&to, format!("object {at}: {answer:?}"));
+                }
+            }));
+            self.runtime.block_on(self.adapter.store.put(Put { items, deadline, affinity }, sink));
+        }
+        bad.lock().expect("no panic").take().map_or(Ok(()), Err)
     }
 }
 
@@ -378,6 +485,7 @@ fn measure(args: &Args, path: &Path) -> Result<Figures> {
                 Err(e) => eprintln!("{what}: no bare ring: {e}"),
             }
             movers.push(Box::new(Ours::new("kvstrata", EngineKind::Auto, 4, path, &buffers)?));
+            movers.push(Box::new(Whole::new(&args.dir, &buffers, size, read)?));
             let n = movers.len();
             // A round that is not counted: threads and rings get to know the device.
             let mut figures = vec![(Vec::new(), Vec::new()); n];
