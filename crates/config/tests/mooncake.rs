@@ -73,7 +73,7 @@ async fn a_master_that_is_not_there_fails_at_the_start() {
     let adapter = json!({"type": "mooncake_store", "remote_url": format!("mooncakestore://{closed}")});
     let resolved = load(&adapter).unwrap();
     let cx = BuildContext::tokio(tokio::runtime::Handle::current());
-    let Err(e) = resolved.build(&cx) else { panic!("there is no master") };
+    let e = resolved.build(&cx).expect_err("no master");
     assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
     assert!(e.to_string().contains(&closed.to_string()), "{e}");
 }

@@ -199,21 +199,27 @@ fn restarted(master: bool) -> (Cluster, Arc<dyn Route>) {
         Arc::new(Attach::connect(cluster.client(0), None, common::run()).expect("the client"));
     let pool = common::shared_pool(1 << 20);
     common::replace(&*route, &pool, "before", b"some bytes").expect("a put");
+    let within_30_s = |ready: &dyn Fn() -> bool| {
+        (0..600).any(|_| {
+            let now = ready();
+            if !now {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            now
+        })
+    };
     if master {
         cluster.kill_master();
         cluster.start_master();
         // The client finds the new master by itself, and mounts its segment there.
         let mounted = || common::replace(&*route, &pool, "after", b"some bytes").is_ok();
-        assert!(
-            (0..600).any(|_| mounted() || {
-                std::thread::sleep(Duration::from_millis(50));
-                false
-            }),
-            "no segment after 30 s"
-        );
+        assert!(within_30_s(&mounted), "no segment after 30 s");
     } else {
         cluster.kill_client(0);
         cluster.start_client(0);
+        // Until the master misses the dead one it places objects there too.
+        let missed = || route.exists(&["before".into()]).is_ok_and(|there| there == [Ok(false)]);
+        assert!(within_30_s(&missed), "the dead client's segment is still there after 30 s");
     }
     (cluster, route)
 }
