@@ -13,7 +13,8 @@
 //!                          without cargo
 //! cargo xtask test-cufile-host    NVIDIA's cuFile library, fetched with pip, against host memory
 //! cargo xtask cufile-bindings ..  the declarations of cufile-sys against NVIDIA's header: --header FILE, --wheel
-//! cargo xtask compat-lmcache  LMCache's released client against `kvstrata serve`; needs Python and a package index
+//! cargo xtask compat-lmcache  LMCache's released client against `kvstrata serve`, through kills; needs Python and a package
+//!                             index
 //! cargo xtask sim ..       plays seeds of the simulation; `--help` says how
 //! cargo xtask faults ..    a million faults below the digest check, over memory and over files
 //! cargo xtask kill ..      kills a process that stores, and looks at what it leaves
@@ -64,7 +65,7 @@ fn main() -> ExitCode {
         ("deps", []) => report("deps", deps::run),
         ("schedules", []) => ci::one(extra::schedules),
         ("bench", args) => bench::run(args),
-        ("compat-lmcache", []) => compat::run(),
+        ("compat-lmcache", args) => compat::run(args),
         ("test-gpu", args) => gpu::test_gpu(args),
         ("test-cufile-host", []) => ci::one(gpu::test_cufile_host),
         ("cufile-bindings", args) => gpu::cufile_bindings(args),
