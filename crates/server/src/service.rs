@@ -142,8 +142,7 @@ impl Service {
             Request::Clear { .. } => Ok(Answer::Now(this.clear())),
             Request::GetChunkSize => Ok(Answer::Now(Reply::Int(this.options.chunk_tokens as u64))),
             Request::Ping(instance) => {
-                instance.into_iter().for_each(|i| this.ping(client, i));
-                Ok(Answer::Now(Reply::Bool(true)))
+                Ok(Answer::Now(Reply::Bool(instance.is_none_or(|i| this.ping(client, i)))))
             }
             Request::ReportBlockAllocation { .. } => Ok(Answer::Now(Reply::None)),
             Request::Noop => Ok(Answer::Now(Reply::Text("OK"))),
@@ -433,14 +432,14 @@ impl Inner {
         Reply::None
     }
 
-    fn ping(&self, client: ClientId, instance: i64) {
+    fn ping(&self, client: ClientId, instance: i64) -> bool {
         let now = self.now();
         let mut workers = self.workers.lock();
-        if let Some(worker) = workers.get_mut(instance) {
-            worker.last_seen = now;
-            worker.pinged = true;
-            workers.heard(client, instance);
-        }
+        let Some(worker) = workers.get_mut(instance) else { return workers.stranger(instance) };
+        worker.last_seen = now;
+        worker.pinged = true;
+        workers.heard(client, instance);
+        true
     }
 
     /// Empties L1. What is held stays with those who hold it.

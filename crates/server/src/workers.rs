@@ -55,6 +55,8 @@ pub(crate) struct Workers {
     all: BTreeMap<i64, Worker>,
     clients: BTreeMap<ClientId, BTreeSet<i64>>,
     connections: BTreeMap<i64, BTreeSet<ClientId>>,
+    /// Instances that pinged and are not registered, and were told so once.
+    strangers: BTreeSet<i64>,
 }
 
 impl Workers {
@@ -67,6 +69,7 @@ impl Workers {
             let e = Error::new(ErrorKind::Busy, "register worker", "there are too many workers");
             return Err(e.with("limit", MOST));
         }
+        self.strangers.remove(&instance);
         self.all.insert(instance, worker);
         Ok(())
     }
@@ -80,6 +83,13 @@ impl Workers {
         if self.clients.entry(client).or_default().insert(instance) {
             self.connections.entry(instance).or_default().insert(client);
         }
+    }
+
+    /// What a ping of an instance that is not registered is told: no, and yes the next time. A client of LMCache's registers
+    /// again when a ping succeeds after one that failed, and a server that was killed and is back before the next ping has
+    /// forgotten a worker that does not know it.
+    pub(crate) fn stranger(&mut self, instance: i64) -> bool {
+        self.strangers.remove(&instance) || self.strangers.len() >= MOST || !self.strangers.insert(instance)
     }
 
     /// A connection has ended; the workers that have none left.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Place, lmcache};
+use super::{Place, lmcache, quiet};
 
 const ROUNDS: &str = "3";
 const L1_GB: &str = "4";
@@ -99,7 +99,7 @@ fn healthy(address: &str) -> bool {
 fn measure(place: &Place, subjects: [&Subject; 2], rounds: &str, what: &[&str]) -> Result<[Vec<Value>; 2]> {
     let servers = subjects.map(|s| format!("{},{}", s.url, s.pid())).join(";");
     let script = place.root.join("xtask/compat/lookups.py");
-    let done = environment(Command::new(place.venv.join("bin/python")))
+    let done = quiet(&mut Command::new(place.venv.join("bin/python")))
         .arg(script)
         .args([&servers, rounds])
         .args(what)
@@ -109,12 +109,6 @@ fn measure(place: &Place, subjects: [&Subject; 2], rounds: &str, what: &[&str]) 
         Some(value) if done.status.success() => Ok(value),
         _ => bail!("{what:?}: {}", String::from_utf8_lossy(&done.stderr)),
     }
-}
-
-fn environment(mut command: Command) -> Command {
-    command.env("LMCACHE_TRACK_USAGE", "false").env("LMCACHE_DISABLE_BANNER", "1");
-    command.env("LMCACHE_LOG_LEVEL", "ERROR").env("PYTHONWARNINGS", "ignore");
-    command
 }
 
 fn ours(binary: &Path, more: &[&str]) -> Result<Subject> {
