@@ -251,6 +251,9 @@ impl Disk for Sparse {
     fn try_lock(&self, file: &File) -> io::Result<()> {
         self.0.try_lock(file)
     }
+    fn try_lock_shared(&self, file: &File) -> io::Result<()> {
+        self.0.try_lock_shared(file)
+    }
 }
 
 fn start(args: &Args) -> Result<Figures, String> {
@@ -295,6 +298,7 @@ fn start(args: &Args) -> Result<Figures, String> {
                 no_atime: Wanted::Try,
                 writer: Writer { pid: std::process::id(), id: round << 32 },
                 namespaces: vec![],
+                shared: false,
             };
             let begun = Instant::now();
             let store = Store::open(Arc::clone(&disk), settings).map_err(|e| e.to_string())?;

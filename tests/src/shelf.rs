@@ -1,17 +1,20 @@
-//! A store of files with its digest check on top, and verified payloads to store and load through it.
+//! A store, or several on paths of their own, with the digest check on top, and verified payloads to store and load through it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use kvstrata_core::{Affinity, Instant, KeyScope, KvRank, Layout, ObjectKey, Result};
-use kvstrata_disk::Writer;
+use kvstrata_disk::{StoreStats, Writer};
 use kvstrata_io::OsDisk;
 use kvstrata_l2::{
-    Answer, Checked, Context, Found, Get, GetItem, GetSink, Miss, Put, PutItem, PutSink, Stored, Verify,
+    Adapter, Answer, Checked, Context, Found, Get, GetItem, GetSink, Miss, Put, PutItem, PutSink, Stored,
+    Verify,
 };
 use kvstrata_l2_fs::{FsConfig, FsStore, LayoutChoice, Sync, open_os};
+use kvstrata_l2_paths::{Member, Paths, PathsOptions};
 use kvstrata_mem::{Allocate, HeapRegion, Pool, Slab, UNIT};
+use kvstrata_policy::{Place, Sharding};
 use kvstrata_testkit::rng::mix;
 use kvstrata_testkit::{payload, trace};
 use parking_lot::Mutex;
@@ -28,6 +31,8 @@ pub const LONGEST: u64 = 48 << 10;
 pub struct How {
     /// Its directory.
     pub dir: PathBuf,
+    /// Directories below it with a store each, which share the limit; 1 for a store in `dir` itself.
+    pub paths: usize,
     /// How objects lie in files.
     pub layout: LayoutChoice,
     /// Its limit in bytes; 0 for none.
@@ -36,6 +41,8 @@ pub struct How {
     pub sync: Sync,
     /// A number that no other opening has.
     pub writer: u64,
+    /// Whether other processes may have it open too.
+    pub shared: bool,
 }
 
 /// What came of a load.
@@ -54,8 +61,10 @@ pub enum Got {
 /// An open store.
 #[derive(Debug)]
 pub struct Shelf {
-    /// The adapter.
-    pub fs: FsStore<OsDisk>,
+    /// The stores: one, or one on each path.
+    pub stores: Vec<FsStore<OsDisk>>,
+    /// The adapter over them.
+    pub adapter: Adapter,
     /// The adapter with its digest check.
     pub checked: Checked,
     /// Its clock.
@@ -90,14 +99,26 @@ pub fn layout(id: u64) -> Layout {
     Layout::opaque(bytes).expect("a good layout")
 }
 
-/// The settings of a store.
-pub fn settings(how: &How) -> FsConfig {
-    FsConfig {
-        layout: how.layout,
-        max_capacity_gb: how.capacity as f64 / (1u64 << 30) as f64,
-        sync: how.sync,
-        ..FsConfig::new(&how.dir)
+impl How {
+    /// The directories of the stores.
+    pub fn dirs(&self) -> Vec<PathBuf> {
+        if self.paths == 1 {
+            return vec![self.dir.clone()];
+        }
+        (0..self.paths).map(|n| self.dir.join(format!("path-{n}"))).collect()
     }
+}
+
+/// The settings of each store.
+pub fn settings(how: &How) -> Vec<FsConfig> {
+    let one = |dir| FsConfig {
+        layout: how.layout,
+        max_capacity_gb: (how.capacity / how.paths as u64) as f64 / (1u64 << 30) as f64,
+        sync: how.sync,
+        shared: how.shared,
+        ..FsConfig::new(dir)
+    };
+    how.dirs().into_iter().map(one).collect()
 }
 
 impl Shelf {
@@ -108,10 +129,33 @@ impl Shelf {
     pub fn open(how: &How) -> Result<Self> {
         let cx = Context::tokio(tokio::runtime::Handle::current());
         let writer = Writer { pid: std::process::id(), id: how.writer };
-        let fs = open_os(&settings(how), cx.clone(), writer, vec![], None)?;
+        let open = |config: &FsConfig| open_os(config, cx.clone(), writer, vec![], None);
+        let stores = settings(how).iter().map(open).collect::<Result<Vec<_>>>()?;
+        let adapter = match &stores[..] {
+            [one] => one.adapter(),
+            each => {
+                let member = |(n, one): (usize, &FsStore<OsDisk>)| Member {
+                    place: Place { name: n.to_string(), weight: 1, devices: vec![] },
+                    adapter: Ok(one.adapter()),
+                    open: None,
+                };
+                let members = each.iter().enumerate().map(member).collect();
+                Paths::new("fs", Sharding::ByKey, members, PathsOptions::default(), cx.clone())?.adapter()
+            }
+        };
         let bytes = 2 * BATCH * LONGEST as usize;
         let pool = Slab::new(vec![HeapRegion::new(bytes)?])?.pool("shelf", bytes as u64);
-        Ok(Self { checked: Checked::new(fs.adapter(), Verify::On, cx.clone()), fs, cx, pool })
+        Ok(Self { checked: Checked::new(adapter.clone(), Verify::On, cx.clone()), stores, adapter, cx, pool })
+    }
+
+    /// How full the stores are, what they take beside objects included.
+    pub fn taken(&self) -> u64 {
+        self.stores.iter().map(|one| one.store().usage().used + one.store().overhead_bytes()).sum()
+    }
+
+    /// What all of them counted.
+    pub fn sum(&self, of: impl Fn(StoreStats) -> u64) -> u64 {
+        self.stores.iter().map(|one| of(one.stats())).sum()
     }
 
     /// When a call that begins now must have ended.

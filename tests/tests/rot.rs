@@ -5,7 +5,16 @@ use kvstrata_tests::rot::{Options, Rot, run};
 
 #[test]
 fn four_hundred_damaged_files_are_found_for_a_reason_and_healed() {
-    let report = run(&Options { faults: 400, seed: 1 }, &mut Progress::silent());
+    found_and_healed(1);
+}
+
+#[test]
+fn on_three_paths_too() {
+    found_and_healed(3);
+}
+
+fn found_and_healed(paths: usize) {
+    let report = run(&Options { faults: 400, seed: 1, paths }, &mut Progress::silent());
     assert_eq!(report.failures(), Vec::<String>::new());
     assert_eq!(report.wrong, 0);
     assert!(report.verified > 0, "{report:?}");

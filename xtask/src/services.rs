@@ -229,10 +229,18 @@ impl Mooncake {
         for name in ["mooncake_client", "mooncake_master"] {
             let file = self.at.join(format!("{name}.pid"));
             let Ok(pid) = fs::read_to_string(&file) else { continue };
-            let program = fs::read_link(Path::new("/proc").join(&pid).join("exe"));
-            if program.is_ok_and(|p| p.ends_with(name)) {
+            let exe = Path::new("/proc").join(&pid).join("exe");
+            let runs = || fs::read_link(&exe).is_ok_and(|p| p.ends_with(name));
+            if runs() {
                 Command::new("kill").arg(&pid).status()?;
-                println!("{name} ({pid}) is told to end");
+                // So that a start that follows finds its ports free.
+                if !(0..100).any(|_| {
+                    std::thread::sleep(Duration::from_millis(100));
+                    !runs()
+                }) {
+                    bail!("{name} ({pid}) was told to end, and runs on after 10 seconds");
+                }
+                println!("{name} ({pid}) has ended");
             }
             fs::remove_file(file)?;
         }

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use kvstrata_l2::Phase;
+use kvstrata_l2::{PartUsage, Phase};
 use kvstrata_manager::AdapterUsage;
 use prometheus_client::encoding::text::encode;
 use serde_json::{Map, Value, json};
@@ -103,6 +103,21 @@ pub(crate) async fn status(State(admin): State<Admin>) -> Json<Value> {
     Json(status)
 }
 
+fn part(part: &PartUsage) -> Value {
+    json!({
+        "name": part.name,
+        "state": part.state,
+        "is_healthy": part.in_service,
+        "stored_object_count": part.usage.objects,
+        "current_size_bytes": part.usage.used,
+        "max_capacity_bytes": part.usage.capacity,
+        "evicted_object_count": part.usage.evicted,
+        "error_count": part.errors,
+        "outage_count": part.outages,
+        "why": part.why,
+    })
+}
+
 fn adapter(parts: &Parts, adapter: &AdapterUsage) -> Value {
     let listed = parts.adapters.iter().find(|l| l.adapter.store.desc().name == adapter.name);
     let phase = adapter.breaker.map_or(Phase::Closed, |b| b.phase);
@@ -122,6 +137,9 @@ fn adapter(parts: &Parts, adapter: &AdapterUsage) -> Value {
         if let Some(capacity) = usage.capacity {
             out["max_capacity_bytes"] = capacity.into();
         }
+    }
+    if !adapter.parts.is_empty() {
+        out["paths"] = adapter.parts.iter().map(part).collect();
     }
     out
 }

@@ -164,8 +164,8 @@ fn tells_a_secret(key: &str) -> bool {
     const WORDS: [&str; 7] =
         ["password", "passwd", "secret", "token", "credential", "access_key", "private_key"];
     let key = key.to_lowercase().replace('-', "_");
-    // Where a cluster is belongs to nobody else; LMCache leaves these two out of its logs too.
-    let place = key.ends_with("metadata_server") || key.contains("master_server_addr");
+    // Where a cluster is belongs to nobody else; LMCache leaves the first two out of its logs too.
+    let place = key.ends_with("metadata_server") || key.contains("master_server_addr") || key == "remote_url";
     // Token counts and sizes are no secrets.
     place
         || WORDS.iter().any(|word| key.contains(word)) && !key.ends_with("tokens") && !key.ends_with("_size")
@@ -190,10 +190,10 @@ mod tests {
     fn secrets_are_not_shown() {
         let shown = redacted(&json!({
             "type": "resp", "password": "p1", "aws_secret_access_key": "p2", "inner": {"Auth-Token": "p3"},
-            "mooncake_master_server_address": "p5", "hosts": ["redis://user:p4@host:1/x@y", "http://plain/a@b"], "chunk_tokens": 256, "host": "h"
+            "mooncake_master_server_address": "p5", "remote_url": "mooncakestore://p6:1", "hosts": ["redis://user:p4@host:1/x@y", "http://plain/a@b"], "chunk_tokens": 256, "host": "h"
         }));
         let text = shown.to_string();
-        for secret in ["p1", "p2", "p3", "p4", "p5", "user"] {
+        for secret in ["p1", "p2", "p3", "p4", "p5", "p6", "user"] {
             assert!(!text.contains(secret), "{secret} in {text}");
         }
         assert_eq!(shown["hosts"], json!(["redis://***@host:1/x@y", "http://plain/a@b"]));

@@ -1,26 +1,27 @@
 //! Local disks: the `fs` adapter, over one directory or several.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use kvstrata_core::{Error, ErrorKind, Namespace, Result};
+use kvstrata_core::Result;
 use kvstrata_disk::Writer;
-use kvstrata_l2::{Adapter, Context, LimitOptions};
+use kvstrata_l2::Adapter;
 use kvstrata_l2_fs::{FsConfig, open_os};
-use kvstrata_l2_paths::{Member, OpenPath, Paths, PathsOptions};
-use kvstrata_mem::Allocate;
-use kvstrata_policy::Place;
+use kvstrata_policy::{Place, Sharding};
 
 use crate::adapters::AdapterSettings;
 use crate::builtin::{read, sizes_in_gib};
-use crate::registry::{AdapterFactory, BuildContext};
+use crate::directories;
+use crate::registry::{AdapterFactory, BuildContext, own_keys};
 use crate::several::{self, Several};
 use crate::warning::Warning;
 
 /// Local disks: one directory, or several with a store each.
 #[derive(Debug)]
 pub(crate) struct FsFactory;
+
+/// Sizes that are said of the whole.
+const GIB: [&str; 2] = ["max_capacity_gb", "default_quota_gb"];
 
 /// One of the directories of an `fs` adapter.
 type Directory = (Place, FsConfig);
@@ -40,7 +41,7 @@ impl FsFactory {
             let name = config.base_path.display().to_string();
             return Ok((None, vec![(Place { name, weight: 1, devices: Vec::new() }, config)]));
         };
-        let each = several.each(&settings, &["max_capacity_gb", "default_quota_gb"], &["quotas"]);
+        let each = several.each(&settings, &GIB, &["quotas"], "base_path");
         let each = each.into_iter().map(|(place, settings)| Ok((place, one(&settings)?)));
         let each = each.collect::<Result<_>>()?;
         Ok((Some(several), each))
@@ -71,6 +72,7 @@ impl AdapterFactory for FsFactory {
             "io_engine",
             "iouring_queue_depth",
             "no_atime",
+            "shared",
         ]
     }
 
@@ -97,107 +99,33 @@ impl AdapterFactory for FsFactory {
 
     fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
         let (several, each) = Self::config(settings, name)?;
-        let open = |config: FsConfig, home: Option<Home>| DirectoryStore {
-            config,
-            home,
-            l2: cx.l2.clone(),
-            writer: Writer { pid: std::process::id(), id: cx.run },
-            namespaces: cx.namespaces.clone(),
-            memory: cx.memory.clone(),
+        let writer = Writer { pid: std::process::id(), id: cx.run };
+        let open = move |config: &FsConfig, cx: &BuildContext| {
+            open_os(config, cx.l2.clone(), writer, cx.namespaces.clone(), cx.memory.clone())
+                .map(|fs| fs.adapter())
         };
         let Some(several) = several.filter(|several| several.paths.len() > 1) else {
             let (_, config) = each.into_iter().next().expect("there is at least one path");
-            return open(config, None).open();
+            return open(&config, cx);
         };
-        let homes = homes(&each)?;
-        let members = each.into_iter().zip(homes).map(|((place, config), home)| {
-            let store = open(config, home.clone().ok());
-            let adapter = home.and_then(|_| store.open());
-            Member { place, adapter, open: Some(Arc::new(store)) }
-        });
-        let members: Vec<Member> = members.collect();
-        // Together they may hold what one adapter may: a path that hangs pins no more than its part.
-        let share = |bytes: u64| LimitOptions::new((bytes / 4 / members.len() as u64).max(64 << 20));
-        let limit = cx.memory.as_ref().map(|memory| share(memory.usage().limit));
-        let options = PathsOptions { limit, ..PathsOptions::default() };
-        Ok(Paths::new(name, several.sharding, members, options, cx.l2.clone())?.adapter())
+        let directory = |(place, config): Directory| {
+            let (path, cx) = (config.base_path.clone(), cx.clone());
+            directories::Directory { place, path, open: Arc::new(move || open(&config, &cx)) }
+        };
+        directories::open(name, several.sharding, each.into_iter().map(directory).collect(), cx)
     }
 }
 
-/// Where a directory is: the file system, and the directory in it.
-type Home = (u64, u64);
+/// The directories of an `fs` adapter: how one is chosen, and each with the settings of its store.
+pub type FsPaths = (Sharding, Vec<(Place, AdapterSettings)>);
 
-fn home(path: &Path) -> std::io::Result<Home> {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(path).map(|m| (m.dev(), m.ino()))
-}
-
-/// Makes all directories, and tells two spellings of one apart from two directories.
-fn homes(each: &[Directory]) -> Result<Vec<Result<Home>>> {
-    const OP: &str = "open paths";
-    let mut homes: Vec<Result<Home>> = Vec::with_capacity(each.len());
-    for (place, config) in each {
-        let made = std::fs::create_dir_all(&config.base_path).and_then(|()| home(&config.base_path));
-        if let Ok(this) = made {
-            for ((other, _), there) in each.iter().zip(&homes) {
-                let Ok(there) = there else { continue };
-                if *there == this {
-                    let e = Error::invalid(OP, "two paths are one directory");
-                    return Err(e.with("paths", format_args!("{}, {}", other.name, place.name)));
-                }
-                if there.0 == this.0 {
-                    tracing::warn!(
-                        target: "kvstrata::config",
-                        "{} and {} are on one file system: each has its own capacity, and they share its speed",
-                        other.name,
-                        place.name
-                    );
-                }
-            }
-        }
-        homes.push(made.map_err(|e| Error::io(OP, e)));
-    }
-    Ok(homes)
-}
-
-/// A directory that can be opened, and opened again.
-#[derive(Clone, Debug)]
-struct DirectoryStore {
-    config: FsConfig,
-    /// Where it was at the start, if it was there.
-    home: Option<Home>,
-    l2: Context,
-    writer: Writer,
-    namespaces: Vec<Namespace>,
-    memory: Option<Arc<dyn Allocate>>,
-}
-
-impl DirectoryStore {
-    fn open(&self) -> Result<Adapter> {
-        let (l2, namespaces) = (self.l2.clone(), self.namespaces.clone());
-        Ok(open_os(&self.config, l2, self.writer, namespaces, self.memory.clone())?.adapter())
-    }
-}
-
-#[async_trait]
-impl OpenPath for DirectoryStore {
-    async fn open(&self) -> Result<Adapter> {
-        const OP: &str = "open path";
-        let this = self.clone();
-        let opened = tokio::task::spawn_blocking(move || {
-            let now = home(&this.config.base_path);
-            // Where a disk was mounted there may be an empty directory now, on a disk that nobody meant.
-            if let Some((there, _)) = this.home
-                && now.map_err(|e| Error::io(OP, e))?.0 != there
-            {
-                return Err(Error::new(
-                    ErrorKind::Io,
-                    OP,
-                    "another file system is mounted there than at the start",
-                ));
-            }
-            Self::open(&this)
-        });
-        opened.await.map_err(|e| Error::new(ErrorKind::Internal, OP, e.to_string()))?
-    }
+/// The directories of an `fs` adapter that has several, and the settings of each store: for programs that look before
+/// anything is opened. `None` if it has one.
+///
+/// # Errors
+/// `Invalid` with the key and what would be accepted.
+pub fn fs_paths(settings: &AdapterSettings) -> Result<Option<FsPaths>> {
+    let settings = sizes_in_gib(&own_keys(FsFactory.keys(), settings), &["default_quota_gb"], &["quotas"])?;
+    let Some(several) = several::read(settings.keys())? else { return Ok(None) };
+    Ok(Some((several.sharding, several.each(&settings, &GIB, &["quotas"], "base_path"))))
 }

@@ -3,17 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kvstrata_core::{Error, ErrorKind, Result};
+use kvstrata_core::{Error, Result};
 use kvstrata_disk::Writer;
 use kvstrata_l2::Adapter;
 use kvstrata_l2_gds::{
     GdsConfig, GdsContext, GdsStore, Orders, PROBE_PROGRAM, Prober, Search, cuda, os_disk,
 };
-use serde_json::Value;
+use kvstrata_policy::Place;
 
 use crate::adapters::AdapterSettings;
 use crate::builtin::{read, sizes_in_gib};
+use crate::directories;
 use crate::registry::{AdapterFactory, BuildContext};
+use crate::several::{self, Several};
 use crate::warning::Warning;
 
 /// The first argument that makes the `kvstrata` command the probe.
@@ -22,40 +24,34 @@ pub const PROBE_COMMAND: &str = "gds-probe";
 #[derive(Debug)]
 pub(crate) struct GdsFactory;
 
+/// One of the directories of a `gds` adapter.
+type Directory = (Place, GdsConfig);
+
 impl GdsFactory {
-    fn config(settings: &AdapterSettings, name: &str) -> Result<GdsConfig> {
-        let settings = &sizes_in_gib(settings, &["default_quota_gb"], &["quotas"])?;
+    /// The stores that the settings describe, and how a path is chosen if they are several.
+    fn config(settings: &AdapterSettings, name: &str) -> Result<(Option<Several>, Vec<Directory>)> {
+        let settings = sizes_in_gib(settings, &["default_quota_gb"], &["quotas"])?;
         let mut keys = settings.keys().clone();
-        if let Some(path) = keys.get("gds_path").and_then(Value::as_str) {
-            let paths = paths(path);
-            if paths.len() > 1 {
-                let why = "one path is accepted in this version; an adapter for each path may share the keys";
-                return Err(
-                    Error::new(ErrorKind::Unsupported, "read gds settings", why).with("gds_path", path)
-                );
-            }
-            let only = paths.first().map_or("", |p| *p).to_owned();
-            keys.insert("gds_path".into(), only.into());
-        }
-        // With one path there is nothing to choose; the strategy is read all the same.
-        match keys.remove("gds_path_sharding") {
-            None => {}
-            Some(Value::String(how)) if how == "by_gpu" => {}
-            Some(other) => {
-                return Err(Error::invalid("read gds settings", "by_gpu is accepted")
-                    .with("gds_path_sharding", other));
-            }
-        }
-        let config: GdsConfig = read(&keys.into(), Some(name))?;
-        config.validate()?;
-        Ok(config)
+        let sharding = keys.remove("gds_path_sharding").unwrap_or_else(|| LMCACHES_RULE.into());
+        let list = keys.remove("gds_path").unwrap_or_else(|| "".into());
+        let named = |e: Error| e.with("gds_path", &list).with("gds_path_sharding", &sharding);
+        // Read under the names that other adapters have for them.
+        let theirs = [("paths".to_owned(), list.clone()), ("path_sharding".to_owned(), sharding.clone())];
+        let theirs = serde_json::Map::from_iter(theirs);
+        let several = several::read(&theirs).map_err(named)?.expect("it has paths");
+        let each =
+            several.each(&keys.into(), &["max_capacity_gb", "default_quota_gb"], &["quotas"], "gds_path");
+        let each = each.into_iter().map(|(place, settings)| {
+            let config: GdsConfig = read(&settings, Some(name))?;
+            config.validate().map(|()| (place, config))
+        });
+        let each = each.collect::<Result<Vec<_>>>()?;
+        Ok((Some(several).filter(|several| several.paths.len() > 1), each))
     }
 }
 
-/// LMCache's list: blanks around an element and empty elements are left out.
-fn paths(list: &str) -> Vec<&str> {
-    list.split(',').map(str::trim).filter(|p| !p.is_empty()).collect()
-}
+/// How a path is chosen unless it is said.
+const LMCACHES_RULE: &str = "by_gpu";
 
 /// The program that tries cuFile: the one that is named, the one beside this program, or this program if it is `kvstrata`.
 fn prober(config: &GdsConfig, me: Option<&Path>, library: Option<PathBuf>) -> Prober {
@@ -77,14 +73,15 @@ fn prober(config: &GdsConfig, me: Option<&Path>, library: Option<PathBuf>) -> Pr
     }
 }
 
-/// The settings of a `gds` adapter, and how it would try cuFile: for programs that look before anything is opened.
+/// The settings of each path of a `gds` adapter, and how it would try cuFile: for programs that look before anything is opened.
 ///
 /// # Errors
 /// `Invalid` with the key and what would be accepted.
-pub fn gds_settings(settings: &AdapterSettings) -> Result<(GdsConfig, Prober)> {
-    let config = GdsFactory::config(&crate::registry::own_keys(GdsFactory.keys(), settings), "gds")?;
-    let prober = here(&config);
-    Ok((config, prober))
+pub fn gds_settings(settings: &AdapterSettings) -> Result<(Vec<GdsConfig>, Prober)> {
+    let (_, each) = GdsFactory::config(&crate::registry::own_keys(GdsFactory.keys(), settings), "gds")?;
+    let each: Vec<GdsConfig> = each.into_iter().map(|(_, config)| config).collect();
+    let prober = here(each.first().expect("there is at least one path"));
+    Ok((each, prober))
 }
 
 fn here(config: &GdsConfig) -> Prober {
@@ -122,62 +119,84 @@ impl AdapterFactory for GdsFactory {
     }
 
     fn paths(&self, settings: &AdapterSettings) -> Vec<PathBuf> {
-        let list = settings.keys().get("gds_path").and_then(Value::as_str).unwrap_or_default();
-        paths(list).into_iter().map(PathBuf::from).collect()
+        // What does not read is refused by the check.
+        let each = Self::config(settings, "gds").map(|(_, each)| each).unwrap_or_default();
+        each.into_iter().map(|(_, config)| config.gds_path).collect()
     }
 
     fn check(&self, settings: &AdapterSettings) -> Result<Vec<Warning>> {
         // The name plays no part in what may be wrong.
-        let config = Self::config(settings, "gds")?;
-        let origin = format!("adapter at {}", config.gds_path.display());
-        let mut said: Vec<_> = config
-            .without_effect()
-            .into_iter()
-            .map(|(key, why)| Warning::no_effect(key, &origin, why))
-            .collect();
-        if settings.keys().contains_key("max_capacity_gb") && config.capacity()?.is_none() {
-            said.push(Warning::new("max_capacity_gb", &origin, "is 0, which is no limit, as in LMCache"));
+        let (_, each) = Self::config(settings, "gds")?;
+        let mut said = Vec::new();
+        for (place, config) in &each {
+            let origin = format!("adapter at {}", place.name);
+            let idle = config.without_effect().into_iter();
+            said.extend(idle.map(|(key, why)| Warning::no_effect(key, &origin, why)));
+            if settings.keys().contains_key("max_capacity_gb") && config.capacity()?.is_none() {
+                said.push(Warning::new("max_capacity_gb", &origin, "is 0, which is no limit, as in LMCache"));
+            }
         }
         Ok(said)
     }
 
     fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
-        let config = Self::config(settings, name)?;
-        let context = GdsContext {
-            disk: os_disk(&config)?,
-            l2: cx.l2.clone(),
-            writer: Writer { pid: std::process::id(), id: cx.run },
-            namespaces: cx.namespaces.clone(),
-            gpus: cuda(),
-            prober: here(&config),
-            memory: cx.memory.clone(),
-            orders: Arc::new(Orders::default()),
+        let (several, each) = Self::config(settings, name)?;
+        let orders = Arc::new(Orders::default());
+        let open = move |config: &GdsConfig, cx: &BuildContext| {
+            let context = GdsContext {
+                disk: os_disk(config)?,
+                l2: cx.l2.clone(),
+                writer: Writer { pid: std::process::id(), id: cx.run },
+                namespaces: cx.namespaces.clone(),
+                gpus: cuda(),
+                prober: here(config),
+                memory: cx.memory.clone(),
+                orders: Arc::clone(&orders),
+            };
+            Ok(GdsStore::open(config, context)?.adapter())
         };
-        Ok(GdsStore::open(&config, context)?.adapter())
+        let Some(several) = several else {
+            let (_, config) = each.into_iter().next().expect("there is at least one path");
+            return open(&config, cx);
+        };
+        let directory = |(place, config): Directory| {
+            let (path, cx, open) = (config.gds_path.clone(), cx.clone(), open.clone());
+            directories::Directory { place, path, open: Arc::new(move || open(&config, &cx)) }
+        };
+        directories::open(name, several.sharding, each.into_iter().map(directory).collect(), cx)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
-    fn config(json: Value) -> Result<GdsConfig> {
+    fn config(json: Value) -> Result<(Option<Several>, Vec<Directory>)> {
         let Value::Object(keys) = json else { panic!("an object") };
         GdsFactory::config(&keys.into(), "gds")
     }
 
     #[test]
-    fn a_list_of_one_path_is_that_path() {
-        let c = config(serde_json::json!({"gds_path": " /a ,,", "gds_path_sharding": "by_gpu"})).unwrap();
-        assert_eq!(c.gds_path, Path::new("/a"));
+    fn a_list_is_read_as_lmcache_reads_it() {
+        let (several, one) = config(json!({"gds_path": " /a ,,", "gds_path_sharding": "by_gpu"})).unwrap();
+        assert_eq!((several, one[0].1.gds_path.as_path(), one.len()), (None, Path::new("/a"), 1));
+        let (several, two) = config(json!({"gds_path": "/a, /b,", "max_capacity_gb": 3.0})).unwrap();
+        assert_eq!(several.unwrap().sharding, kvstrata_policy::Sharding::ByGpu, "LMCache's rule unless said");
+        assert_eq!((two[1].1.gds_path.as_path(), two[1].1.max_capacity_gb), (Path::new("/b"), 1.5));
+        let (several, _) = config(json!({"gds_path": "/a,/b", "gds_path_sharding": "by_key"})).unwrap();
+        assert_eq!(several.unwrap().sharding, kvstrata_policy::Sharding::ByKey);
         for (json, says) in [
-            (serde_json::json!({"gds_path": "/a, /b"}), "gds_path"),
-            (serde_json::json!({"gds_path": " , "}), "gds_path"),
-            (serde_json::json!({"gds_path": "/a", "gds_path_sharding": "by_moon"}), "gds_path_sharding"),
-            (serde_json::json!({"gds_path": "/a", "use_gds": "maybe"}), "use_gds"),
+            (json!({"gds_path": " , "}), "gds_path"),
+            (json!({}), "gds_path"),
+            (json!({"gds_path": "/a,/a"}), "twice"),
+            (json!({"gds_path": "/a", "gds_path_sharding": "by_moon"}), "gds_path_sharding"),
+            (json!({"gds_path": "/a,/b", "gds_path_sharding": "map"}), "gds_path_sharding"),
+            (json!({"gds_path": "/a", "use_gds": "maybe"}), "use_gds"),
         ] {
-            let e = config(json).unwrap_err().to_string();
-            assert!(e.contains(says), "{e}");
+            let e = config(json.clone()).unwrap_err().to_string();
+            assert!(e.contains(says), "{json}: {e}");
         }
     }
 

@@ -181,7 +181,7 @@ pub(crate) static FIELDS: &[Field] = &[
 const TIMERS: &str = "memory is freed by its last owner, never by a timer";
 const EXACT: &str = "eviction frees the bytes that are needed when they are needed";
 const GDS: &str = "GPUDirect Storage is an adapter here: l2.adapters with {\"type\": \"gds\", \"gds_path\": …} takes this key";
-const REMOTE: &str = "Mooncake Store and other remote stores are not built in this version";
+const REMOTE: &str = "Mooncake Store is an adapter here: l2.adapters with {\"type\": \"mooncake_store\", …} takes this key, also inside extra_config; other remote stores are not built in this version";
 const ENGINE: &str = "that is for the serving engine's connector to decide";
 const PLUGINS: &str = "plugins are registered in code here";
 

@@ -35,11 +35,11 @@ pub(crate) struct Several {
 
 /// Whether the settings have more than one path, as far as that can be seen without reading them.
 pub(crate) fn has_several(keys: &Map<String, Value>) -> bool {
-    match keys.get("paths") {
+    ["paths", "gds_path"].into_iter().any(|key| match keys.get(key) {
         Some(Value::String(text)) => path_list(text).len() > 1,
         Some(Value::Array(list)) => list.len() > 1,
         _ => false,
-    }
+    })
 }
 
 /// What the settings say of several paths; `None` if they have none of the keys.
@@ -136,12 +136,13 @@ fn device(value: &Value) -> Result<Device, String> {
 
 impl Several {
     /// The settings of each path's store, with its place among the others. `gib` are keys of sizes that are said of the
-    /// whole and split by weight; `maps` are objects of such sizes.
+    /// whole and split by weight; `maps` are objects of such sizes. `path` is the key of a store's own directory.
     pub(crate) fn each(
         &self,
         settings: &AdapterSettings,
         gib: &[&str],
         maps: &[&str],
+        path: &str,
     ) -> Vec<(Place, AdapterSettings)> {
         let all: f64 = self.paths.iter().map(|one| f64::from(one.weight)).sum();
         let each = |one: &OnePath| {
@@ -160,7 +161,7 @@ impl Several {
                 let sizes = keys.get_mut(*map).and_then(Value::as_object_mut);
                 sizes.into_iter().flat_map(|sizes| sizes.values_mut()).for_each(split);
             }
-            keys.insert("base_path".into(), one.path.clone().into());
+            keys.insert(path.into(), one.path.clone().into());
             if let Some(gib) = one.max_capacity_gb {
                 keys.insert("max_capacity_gb".into(), gib.into());
             }
@@ -234,7 +235,12 @@ mod tests {
         let settings = json!({"type": "fs", "paths": [{"path": "/a", "weight": 1}, {"path": "/b", "weight": 3}, {"path": "/c", "weight": 4, "max_capacity_gb": 9}],
             "max_capacity_gb": 16.0, "quotas": {"t": 8.0}});
         let settings = AdapterSettings::from(settings.as_object().unwrap().clone());
-        let each = read(settings.keys()).unwrap().unwrap().each(&settings, &["max_capacity_gb"], &["quotas"]);
+        let each = read(settings.keys()).unwrap().unwrap().each(
+            &settings,
+            &["max_capacity_gb"],
+            &["quotas"],
+            "base_path",
+        );
         let sizes: Vec<_> = each.iter().map(|(_, s)| s.keys()["max_capacity_gb"].as_f64().unwrap()).collect();
         assert_eq!(sizes, [2.0, 6.0, 9.0]);
         let quotas: Vec<_> = each.iter().map(|(_, s)| s.keys()["quotas"]["t"].as_f64().unwrap()).collect();

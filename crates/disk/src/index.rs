@@ -48,6 +48,8 @@ pub struct Place {
 enum State {
     /// Being written: known to the policy (pinned), not to be found.
     Writing,
+    /// As that, and its record is in the log: a snapshot that takes the log's place has to have it.
+    Recorded,
     Resident,
     /// No longer to be found; loads that began before still hold the slot.
     Gone,

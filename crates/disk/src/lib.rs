@@ -31,6 +31,7 @@
 //!     no_atime: Wanted::Try,
 //!     writer: Writer { pid: std::process::id(), id: 1 },
 //!     namespaces: vec![],
+//!     shared: false,
 //! })?;
 //!
 //! let scope = KeyScope::new("m", KvRank::single(), 0, "")?;
@@ -64,6 +65,7 @@ mod open;
 mod put;
 mod recover;
 mod settings;
+mod shared;
 mod slab;
 mod snapshot;
 mod store;

@@ -13,6 +13,7 @@ use crate::HEADER_BYTES;
 use crate::index::Place;
 use crate::names::{object_name, object_path};
 use crate::settings::count;
+use crate::shared::is_gone;
 use crate::store::{Hold, Store, access, read_header};
 
 /// Why a load did not give its bytes.
@@ -28,11 +29,12 @@ pub enum Fault {
 #[derive(Debug)]
 pub struct Pin<D: Disk> {
     pub(crate) store: Arc<Store<D>>,
-    slot: Option<u32>,
-    key: ObjectKey,
+    /// Its place in the index, which objects of other writers do not have.
+    pub(crate) slot: Option<u32>,
+    pub(crate) key: ObjectKey,
     pub(crate) found: Found,
     pub(crate) place: Place,
-    charge: u64,
+    pub(crate) charge: u64,
 }
 
 /// An object opened for a load: the payload goes from [`Self::offset`] on to the caller's buffer.
@@ -64,12 +66,17 @@ impl<D: Disk> Store<D> {
             // Tail first: within a request the last chunk is the first to go.
             for (at, (key, layout)) in wanted.iter().enumerate().rev() {
                 let cx = access(request, at, wanted.len());
-                let Some((slot, object)) = index.find(key) else { continue };
-                let (found, place, charge) = (object.found, object.place, object.charge);
-                if found.layout.is_some_and(|stored| stored != *layout) {
-                    out[at] = Err(Miss::Layout);
+                let known = index.find(key).map(|(slot, o)| (slot, o.found, o.place, o.charge));
+                let known =
+                    known.filter(|(_, found, ..)| found.layout.is_none_or(|stored| stored == *layout));
+                let Some((slot, found, place, charge)) = known else {
+                    if self.shared {
+                        out[at] = Ok(Pin::unseen(self, key, *layout));
+                    } else if index.find(key).is_some() {
+                        out[at] = Err(Miss::Layout);
+                    }
                     continue;
-                }
+                };
                 index.touch(slot, &cx);
                 index.pin(slot);
                 let store = Arc::clone(self);
@@ -80,7 +87,7 @@ impl<D: Disk> Store<D> {
         Ok(out)
     }
 
-    fn missed(&self, miss: Miss) {
+    pub(crate) fn missed(&self, miss: Miss) {
         let c = &self.counts;
         count(match miss {
             Miss::Truncated => &c.miss_truncated,
@@ -113,41 +120,48 @@ impl<D: Disk> Pin<D> {
     /// # Errors
     /// [`Fault`]; misses are counted.
     pub fn open(&mut self) -> Result<Opened<D>, Fault> {
-        let modes = &self.store.modes;
-        let path = self.path();
-        let opened = loop {
-            if let Some(slab) = &self.store.slab {
-                let (segment, within) = slab.geometry.locate(self.place.at);
-                match slab.segments.open(&*self.store.disk, segment, false, modes) {
-                    Ok((file, direct)) => {
-                        let (offset, no_atime) = (within + HEADER_BYTES, modes.no_atime.on());
-                        break Opened { file, offset, direct, no_atime };
-                    }
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                        return Err(self.miss(Miss::Absent, "the segment is gone"));
-                    }
-                    Err(e) => return Err(self.failed(e)),
-                }
+        if self.store.shared {
+            return self.open_shared();
+        }
+        let opened = match self.open_file() {
+            Ok(opened) => opened,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(match self.store.check_home() {
+                    Ok(()) => self.miss(Miss::Absent, "the file is gone"),
+                    Err(e) => self.failed(e),
+                });
             }
-            let (direct, no_atime) = (modes.direct_read.on(), modes.no_atime.on());
-            match self.store.disk.open(&path, Open { direct, no_atime, ..Open::default() }) {
-                Ok(file) => break Opened { file: Arc::new(file), offset: HEADER_BYTES, direct, no_atime },
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    return Err(self.miss(Miss::Absent, "the file is gone"));
-                }
-                Err(e) if modes.direct_read.refused(direct, &e, &path) => {}
-                Err(e) if modes.no_atime.refused(no_atime, &e, &path) => {}
-                // It stays so until the file is another.
-                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                    return Err(self.miss(Miss::Header, "the file may not be read"));
-                }
-                Err(e) => return Err(self.failed(e)),
+            // It stays so until the file is another.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && self.store.slab.is_none() => {
+                return Err(self.miss(Miss::Header, "the file may not be read"));
             }
+            Err(e) => return Err(self.failed(e)),
         };
         if self.found.digest.is_none() {
             self.check_header(&opened)?;
         }
         Ok(opened)
+    }
+
+    pub(crate) fn open_file(&self) -> io::Result<Opened<D>> {
+        let modes = &self.store.modes;
+        if let Some(slab) = &self.store.slab {
+            let (segment, within) = slab.geometry.locate(self.place.at);
+            let (file, direct) = slab.segments.open(&*self.store.disk, segment, false, modes)?;
+            return Ok(Opened { file, offset: within + HEADER_BYTES, direct, no_atime: modes.no_atime.on() });
+        }
+        let path = self.path();
+        loop {
+            let (direct, no_atime) = (modes.direct_read.on(), modes.no_atime.on());
+            match self.store.disk.open(&path, Open { direct, no_atime, ..Open::default() }) {
+                Ok(file) => {
+                    return Ok(Opened { file: Arc::new(file), offset: HEADER_BYTES, direct, no_atime });
+                }
+                Err(e) if modes.direct_read.refused(direct, &e, &path) => {}
+                Err(e) if modes.no_atime.refused(no_atime, &e, &path) => {}
+                Err(e) => return Err(e),
+            }
+        }
     }
 
     fn check_header(&mut self, opened: &Opened<D>) -> Result<(), Fault> {
@@ -182,6 +196,9 @@ impl<D: Disk> Pin<D> {
 
     /// The read failed.
     pub fn failed(&mut self, e: io::Error) -> Fault {
+        if self.store.shared && is_gone(&e) {
+            return self.gone();
+        }
         count(&self.store.counts.load_failed);
         Fault::Failed(Error::io("load object", e).with("path", self.path().display()))
     }
@@ -195,18 +212,21 @@ impl<D: Disk> Pin<D> {
         if got < self.found.len {
             return Err(self.miss(Miss::Truncated, "shorter than its header says"));
         }
-        let slot = self.slot.take().expect("a pin ends once");
-        if !self.store.index.lock().unpin(slot) {
-            self.store.missed(Miss::Stale);
-            return Err(Fault::Miss(Miss::Stale));
+        match self.slot.take() {
+            Some(slot) if !self.store.index.lock().unpin(slot) => {
+                self.store.missed(Miss::Stale);
+                return Err(Fault::Miss(Miss::Stale));
+            }
+            Some(_) => {}
+            None => count(&self.store.counts.loaded_elsewhere),
         }
         count(&self.store.counts.loaded);
         Ok(self.found)
     }
 
     /// Ends the pin with a miss. What turned out bad is taken out of the way, so that the next store heals it.
-    fn miss(&mut self, miss: Miss, what: &str) -> Fault {
-        let slot = self.slot.take().expect("a pin ends once");
+    pub(crate) fn miss(&mut self, miss: Miss, what: &str) -> Fault {
+        let Some(slot) = self.slot.take() else { return self.unknown_is_bad(miss) };
         let print = self.key.fingerprint();
         let mut held = false;
         let mut miss = miss;

@@ -4,9 +4,10 @@
 //! |---|---|
 //! | `kvstrata.json` | the manifest |
 //! | `kvstrata.lock` | locked by the process that has the store open |
+//! | `kvstrata.describe` | locked by who writes the manifest of a shared directory, for as long |
 //! | `kvstrata.index` | the snapshot of the index |
 //! | `ab/cd/<64 hex digits>.kv` | an object, named by its key's 256-bit fingerprint |
-//! | `tmp/` | files being written (the place is configurable) |
+//! | `tmp/` | files being written (the place is configurable), and a locked one for each writer of a shared directory |
 //! | `quarantine/` | objects that turned out to be bad |
 //! | `slab/` | instead of the last four, in a store of segments: segments, log, snapshot |
 
@@ -17,15 +18,20 @@ use std::path::{Component, Path, PathBuf};
 pub const MANIFEST: &str = "kvstrata.json";
 /// The lock file's name.
 pub const LOCK: &str = "kvstrata.lock";
+/// The name of the lock file of a shared directory's manifest.
+pub const DESCRIBE: &str = "kvstrata.describe";
 /// The index snapshot's name.
 pub const SNAPSHOT: &str = "kvstrata.index";
 /// The directory of bad objects.
 pub const QUARANTINE: &str = "quarantine";
+/// The directory of a store of segments, its log and its snapshots.
+pub const SLAB: &str = "slab";
 /// The directory of files being written, unless configured.
 pub const TMP: &str = "tmp";
 
 const OBJECT_SUFFIX: &str = ".kv";
 const TEMP_SUFFIX: &str = ".kvtmp";
+const LIVE_SUFFIX: &str = ".kvlive";
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
 fn push_hex(to: &mut String, bytes: &[u8]) {
@@ -110,17 +116,43 @@ pub fn temp_name(pid: u32, writer: u64, count: u64) -> String {
 /// Whether a file's name is one that [`temp_name`] makes; only such files are ever removed as orphans.
 pub fn is_temp_name(name: &OsStr) -> bool {
     let Some(stem) = name.to_str().and_then(|n| n.strip_suffix(TEMP_SUFFIX)) else { return false };
-    let mut parts = stem.split('-');
-    let number = |p: Option<&str>| p.is_some_and(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()));
-    number(parts.next())
-        && parts.next().is_some_and(|w| w.len() == 16 && w.bytes().all(|b| digit(b).is_some()))
-        && number(parts.next())
-        && parts.next().is_none()
+    stem.rsplit_once('-').is_some_and(|(writer, count)| is_writer(writer) && is_number(count))
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Whether this is how a writer is called in its files' names: process and number.
+fn is_writer(text: &str) -> bool {
+    text.split_once('-')
+        .is_some_and(|(pid, id)| is_number(pid) && id.len() == 16 && id.bytes().all(|b| digit(b).is_some()))
+}
+
+/// The name of the file that a writer of a shared directory keeps locked as long as it lives.
+pub(crate) fn live_name(pid: u32, writer: u64) -> String {
+    format!("{pid}-{writer:016x}{LIVE_SUFFIX}")
+}
+
+/// The writer whose file this is, by the name of its live file: of a file being written, or of that file itself.
+pub(crate) fn live_name_of(name: &OsStr) -> Option<String> {
+    let text = name.to_str()?;
+    if let Some(writer) = text.strip_suffix(LIVE_SUFFIX) {
+        return is_writer(writer).then(|| text.to_owned());
+    }
+    let (writer, _) = text.strip_suffix(TEMP_SUFFIX)?.rsplit_once('-')?;
+    is_temp_name(name).then(|| format!("{writer}{LIVE_SUFFIX}"))
 }
 
 /// Whether a file's name is one of LMCache's `fs` adapters: flat, `…@0x….data`.
 pub fn is_lmcache_fs_name(name: &OsStr) -> bool {
     name.to_str().is_some_and(|n| n.ends_with(".data") && n.contains("@0x"))
+}
+
+/// Whether a directory's name is one of LMCache's GDS backend that no store has: the first two characters of a chunk hash as
+/// Python prints it, bytes (`b'`) or a negative number (`-5`). Those of other numbers are a store's too.
+pub fn is_lmcache_gds_fan(name: &OsStr) -> bool {
+    matches!(name.as_encoded_bytes(), [b'b', b'\'' | b'"'] | [b'-', b'1'..=b'9'])
 }
 
 #[cfg(test)]
@@ -149,10 +181,20 @@ mod tests {
             assert_eq!(parse_fan(OsStr::new(name)), None, "{name}");
         }
         assert!(is_temp_name(OsStr::new(&temp_name(17, 0xfeed, 3))));
+        let live = live_name(17, 0xfeed);
+        assert!(!is_temp_name(OsStr::new(&live)));
+        for name in [&temp_name(17, 0xfeed, 3), &live] {
+            assert_eq!(live_name_of(OsStr::new(name)).as_ref(), Some(&live));
+        }
+        for name in ["17-feed.kvlive", ".kvlive", "x-000000000000feed.kvlive", "17-000000000000feed.kvtmp"] {
+            assert_eq!(live_name_of(OsStr::new(name)), None, "{name}");
+        }
         for name in ["", "x.kvtmp", "1-2-3.kvtmp", "17-000000000000feed-3.tmp", "-000000000000feed-3.kvtmp"] {
             assert!(!is_temp_name(OsStr::new(name)), "{name}");
         }
         assert!(is_lmcache_fs_name(OsStr::new("m@0x08050805@b@ab.data")));
         assert!(!is_lmcache_fs_name(OsStr::new("m.data")));
+        assert!(["b'", "b\"", "-5"].into_iter().all(|name| is_lmcache_gds_fan(OsStr::new(name))));
+        assert!(!["12", "bb", "-", "b'x", "-x"].into_iter().any(|name| is_lmcache_gds_fan(OsStr::new(name))));
     }
 }

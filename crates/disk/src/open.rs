@@ -13,9 +13,13 @@ use crate::fanout::Fanout;
 use crate::index::Index;
 use crate::manifest::differs;
 use crate::modes::Modes;
-use crate::names::{LOCK, MANIFEST, QUARANTINE, TMP, is_below, is_lmcache_fs_name, parse_fan, temp_name};
+use crate::names::{
+    LOCK, MANIFEST, QUARANTINE, SNAPSHOT, TMP, is_below, is_lmcache_fs_name, is_lmcache_gds_fan, parse_fan,
+    temp_name,
+};
 use crate::recover::orphans;
 use crate::settings::Counts;
+use crate::shared;
 use crate::slab::{self, Geometry, Slab};
 use crate::store::Store;
 use crate::{Manifest, Quotas, Settings, StoreLayout, Writer};
@@ -41,7 +45,7 @@ impl<D: Disk> Store<D> {
     /// - `Invalid` names the setting: a root that is no directory, a temporary directory outside it or on another file
     ///   system, a capacity that no object fits into or that the file system does not have.
     /// - `Mismatch` names what differs: another format, another description of a model, a directory of LMCache's.
-    /// - `Busy` if another store, of this process or another, has the directory open.
+    /// - `Busy` if another store, of this process or another, has the directory open, and not both share it.
     /// - `Unsupported` if something required does not work here; `NoSpace`, `Io` as the device says.
     pub fn open(disk: Arc<D>, settings: Settings) -> Result<Arc<Self>> {
         let tmp = check_tmp(&settings)?;
@@ -52,6 +56,12 @@ impl<D: Disk> Store<D> {
         let layout =
             layout_of(&*disk, &settings.root, before.manifest.as_ref(), settings.layout, settings.capacity)?;
         let segments = layout == StoreLayout::Slab;
+        if segments && settings.shared {
+            let what = "a store of segments has one writer; a directory is shared with `files`, a file for each object";
+            return Err(invalid("shared", true, what)
+                .with("layout", "slab")
+                .with("path", settings.root.display()));
+        }
         // Nothing is written beside a store of segments but what describes it.
         let tmp = if segments { settings.root.join(slab::DIR) } else { tmp };
         let relative = settings.tmp.filter(|tmp| !segments && tmp != Path::new(TMP));
@@ -71,13 +81,18 @@ impl<D: Disk> Store<D> {
         disk.create_dir_all(&settings.root).map_err(|e| root_io(e, &settings.root))?;
         // Declared first, so that what this open made is removed again before the lock goes.
         let held;
+        let describing;
+        let mut live = None;
         let mut made = Made { disk: &*disk, paths: Vec::new() };
-        if before.entries.is_none() {
+        // What others may have found by now stays.
+        let alone = !settings.shared;
+        if before.entries.is_none() && alone {
             made.paths.push((settings.root.clone(), FileKind::Dir));
         }
         let new;
-        (held, new) = lock(&*disk, &settings.root)?;
-        if new {
+        (held, new) = lock(&*disk, &settings.root, layout, settings.shared)?;
+        describing = if alone { None } else { Some(shared::describing(&*disk, &settings.root)?) };
+        if new && alone {
             made.paths.push((settings.root.join(LOCK), FileKind::File));
         }
         // Somebody may have made the store, or described more in it, between the look and the lock.
@@ -103,6 +118,19 @@ impl<D: Disk> Store<D> {
                 made.paths.push((dir.clone(), FileKind::Dir));
             }
         }
+        if !alone {
+            if !fresh && manifest.tmp != relative {
+                let name =
+                    |tmp: &Option<PathBuf>| tmp.as_deref().unwrap_or(Path::new(TMP)).display().to_string();
+                let (stored, wanted) = (name(&manifest.tmp), name(&relative));
+                return Err(
+                    differs("relative_tmp_dir", &stored, &wanted).with("path", settings.root.display())
+                );
+            }
+            let (path, file) = shared::live(&*disk, &tmp, settings.writer)?;
+            made.paths.push((path.clone(), FileKind::File));
+            live = Some((path, file));
+        }
         let modes = Modes::new(settings.direct, settings.no_atime);
         let serial = AtomicU64::new(0);
         let temp = |n| tmp.join(temp_name(settings.writer.pid, settings.writer.id, n));
@@ -121,7 +149,8 @@ impl<D: Disk> Store<D> {
         made.keep();
 
         let costs = disk.metadata(&tmp).map_err(|e| root_io(e, &tmp))?.allocated > 0;
-        let keep = settings.capacity.map_or(u64::MAX, |c| c / 64);
+        // Another writer may be about to put something into a directory that is empty.
+        let keep = settings.capacity.filter(|_| alone).map_or(u64::MAX, |c| c / 64);
         if let Some(g) = geometry {
             index.overhead_grown((g.capacity - g.data) as i64);
             index.with_segments(g.segment, g.objects());
@@ -155,7 +184,20 @@ impl<D: Disk> Store<D> {
             changes: AtomicU64::new(0),
             snapshotting: AtomicBool::new(false),
             lock: Mutex::new(Some(held)),
+            shared: settings.shared,
+            live: Mutex::new(live),
         });
+        if !alone {
+            let failed = |e| Error::io(OP, e).with("base_path", store.root.display());
+            let left = [orphans(&*disk, &store.tmp), orphans(&*disk, &store.root)].map(|l| l.map_err(failed));
+            let [tmp, root] = left;
+            store.remove_orphans_of_the_dead([tmp?, root?].concat());
+            // What it says is not true any more once others come and go.
+            match disk.unlink(&store.root.join(SNAPSHOT)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+                _ => drop(describing),
+            }
+        }
         store.recover()?;
         Ok(store)
     }
@@ -163,7 +205,13 @@ impl<D: Disk> Store<D> {
     /// Writes the snapshot and lets others open the directory. Call it when nothing is in flight; blocks. Without a
     /// snapshot (no room, or the device said no) the next start reads every header.
     pub fn close(self: &Arc<Self>) {
-        drop(self.write_last_snapshot());
+        let lock = self.write_last_snapshot();
+        if let Some((path, file)) = self.live.lock().take() {
+            // If it stays, whoever opens the directory next finds that nobody has it locked.
+            drop(self.disk.unlink(&path));
+            drop(file);
+        }
+        drop(lock);
     }
 }
 
@@ -224,6 +272,16 @@ fn look<D: Disk>(disk: &D, root: &Path) -> Result<Before> {
                  lmcache-fs PATH --to STORE` with another directory for the store",
             )
             .with("base_path", root.display()));
+        }
+        if let Some(e) = entries.iter().find(|e| e.kind == FileKind::Dir && is_lmcache_gds_fan(&e.name)) {
+            return Err(Error::new(
+                ErrorKind::Mismatch,
+                OP,
+                "the directory is one of LMCache's GDS backend; to take its objects over, run `kvstrata import --from \
+                 lmcache-gds PATH --to STORE` with another directory for the store",
+            )
+            .with("base_path", root.display())
+            .with("found", e.name.display()));
         }
         if let Some(e) = entries.iter().find(|e| e.kind == FileKind::Dir && parse_fan(&e.name).is_some()) {
             return Err(Error::new(
@@ -380,6 +438,22 @@ fn tidy<D: Disk>(disk: &D, former: &Path) {
     }
 }
 
+impl<D: Disk> Store<D> {
+    /// Says so if the directory is not the one that was opened: it was removed, or what was mounted there is not any more.
+    /// What is made under its name would be on a disk that nobody meant.
+    pub(crate) fn check_home(&self) -> io::Result<()> {
+        /// Linux's errno for a device that is gone.
+        const ENODEV: i32 = 19;
+        let lock = self.lock.lock();
+        match lock.as_ref() {
+            Some(lock) if !is_at(&*self.disk, lock, &self.root.join(LOCK))? => {
+                Err(io::Error::from_raw_os_error(ENODEV))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Whether the open file is the one under this name: it may have been removed, or another put in its place.
 pub(crate) fn is_at<D: Disk>(disk: &D, file: &D::File, path: &Path) -> io::Result<bool> {
     let named = match disk.metadata(path) {
@@ -390,7 +464,7 @@ pub(crate) fn is_at<D: Disk>(disk: &D, file: &D::File, path: &Path) -> io::Resul
 }
 
 /// Locks the directory; also whether the lock file is new. A new one that somebody else was faster to lock is theirs.
-fn lock<D: Disk>(disk: &D, root: &Path) -> Result<(D::File, bool)> {
+fn lock<D: Disk>(disk: &D, root: &Path, layout: StoreLayout, shared: bool) -> Result<(D::File, bool)> {
     let path = root.join(LOCK);
     let failed = |e| Error::io(OP, e).with("base_path", root.display());
     let existing = Open { write: true, ..Open::default() };
@@ -410,9 +484,21 @@ fn lock<D: Disk>(disk: &D, root: &Path) -> Result<(D::File, bool)> {
             Err(e) if made && e.kind() == io::ErrorKind::AlreadyExists => continue,
             opened => opened.map_err(failed)?,
         };
-        match disk.try_lock(&file) {
+        let locked = if shared { disk.try_lock_shared(&file) } else { disk.try_lock(&file) };
+        match locked {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                return Err(busy("the store is open in another adapter or process"));
+                return Err(busy(match (shared, layout) {
+                    (true, _) => {
+                        "the store is open in another adapter or process that does not share it; `shared: true` is needed there too"
+                    }
+                    (false, StoreLayout::Files) => {
+                        "the store is open in another adapter or process; with `shared: true` in all of them several processes \
+                         may have it open"
+                    }
+                    (false, StoreLayout::Slab) => {
+                        "the store is open in another adapter or process, and a store of segments has one writer"
+                    }
+                }));
             }
             locked => locked.map_err(failed)?,
         }

@@ -122,7 +122,10 @@ impl<D: Disk> Store<D> {
         if let Some((slot, found)) = old {
             if found == new.found() {
                 index.touch(slot, cx);
-                return Check::Present;
+                // Another writer of the directory may have removed it: the file is looked at first.
+                if !self.shared {
+                    return Check::Present;
+                }
             }
             index.pin(slot);
         }
@@ -195,6 +198,11 @@ impl<D: Disk> Claim<D> {
         Error::io("store object", e).with("key", &self.object.key).with("root", self.store().root.display())
     }
 
+    /// Whether another object of this key is there: then [`Self::set_digest`] may say that nothing has to be written.
+    pub fn replaces(&self) -> bool {
+        self.old.is_some()
+    }
+
     /// Gives the digest, before [`Self::create`], where the payload is seen only after the store began: on its way from
     /// memory that the CPU does not touch. Returns whether the same object is there already; then the claim is dropped,
     /// and nothing is written.
@@ -253,9 +261,10 @@ impl<D: Disk> Claim<D> {
             match made {
                 Ok(file) => return Ok(Created { file: Arc::new(file), offset: HEADER_BYTES, direct }),
                 Err(e) if store.modes.direct_write.refused(direct, &e, &path) => {}
-                // Somebody tidied up.
+                // Somebody tidied up, or it is gone as a whole.
                 Err(e) if e.kind() == io::ErrorKind::NotFound && !remade => {
                     remade = true;
+                    store.check_home().map_err(|e| self.io_error(e))?;
                     store.disk.create_dir_all(&store.tmp).map_err(|e| self.io_error(e))?;
                 }
                 Err(e) => return Err(self.io_error(e)),
@@ -407,7 +416,10 @@ impl<D: Disk> Claim<D> {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => match self.look(store, &fingerprint)? {
                     Existing::Same(_) if !wanted() => return Ok(None),
                     Existing::Same(generation) => {
-                        self.found(store, generation, self.charge);
+                        // Another writer's object counts for that one.
+                        if !store.shared {
+                            self.found(store, generation, self.charge);
+                        }
                         return Ok(Some(Stored::Present));
                     }
                     Existing::Other => how = Publish::Replace,

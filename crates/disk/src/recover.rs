@@ -12,7 +12,7 @@ use kvstrata_l2::{Found, Miss};
 
 use crate::fanout::Leaf;
 use crate::index::{Asker, Object, Place, Room};
-use crate::names::{QUARANTINE, SNAPSHOT, fan, is_temp_name, leaf_path, parse_fan, parse_object_name};
+use crate::names::{QUARANTINE, SNAPSHOT, fan, leaf_path, live_name_of, parse_fan, parse_object_name};
 use crate::settings::count;
 use crate::snapshot::{FileTime, Known, Snapshot};
 use crate::store::{Store, read_header};
@@ -79,7 +79,7 @@ pub(crate) fn orphans<D: Disk>(disk: &D, tmp: &Path) -> io::Result<Vec<PathBuf>>
         Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
         listed => listed?,
     };
-    let left = entries.into_iter().filter(|e| e.kind == FileKind::File && is_temp_name(&e.name));
+    let left = entries.into_iter().filter(|e| e.kind == FileKind::File && live_name_of(&e.name).is_some());
     Ok(left.map(|e| tmp.join(e.name)).collect())
 }
 
@@ -90,9 +90,11 @@ impl<D: Disk> Store<D> {
             return self.recover_slab();
         }
         let failed = |e| Error::io(OP, e).with("root", self.root.display());
-        self.remove_orphans().map_err(failed)?;
+        if !self.shared {
+            self.remove_orphans().map_err(failed)?;
+        }
         self.count_quarantine().map_err(failed)?;
-        let mut known = Known::from(self.read_snapshot());
+        let mut known = Known::from(if self.shared { Snapshot::default() } else { self.read_snapshot() });
         let mut unchanged = 0;
         let mut scanned = Vec::new();
         for top in self.disk.list(&self.root).map_err(failed)? {
@@ -155,8 +157,14 @@ impl<D: Disk> Store<D> {
     /// Files that were being written: the lock says that their writers are gone. In the root lies what a start tried out
     /// when it was cut short.
     pub(crate) fn remove_orphans(&self) -> io::Result<()> {
-        let left = [orphans(&*self.disk, &self.tmp)?, orphans(&*self.disk, &self.root)?];
-        for path in left.into_iter().flatten() {
+        let left = [orphans(&*self.disk, &self.tmp)?, orphans(&*self.disk, &self.root)?].concat();
+        self.remove_unfinished(left);
+        Ok(())
+    }
+
+    /// Deletes files that nobody writes any more.
+    pub(crate) fn remove_unfinished(&self, left: Vec<PathBuf>) {
+        for path in left {
             match self.disk.unlink(&path) {
                 Ok(()) => count(&self.counts.deleted),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -167,7 +175,6 @@ impl<D: Disk> Store<D> {
                 }
             }
         }
-        Ok(())
     }
 
     fn count_quarantine(&self) -> io::Result<()> {
@@ -267,7 +274,7 @@ impl<D: Disk> Store<D> {
 
     /// Writes a snapshot on an engine's thread when enough has changed.
     pub fn snapshot_when_due(self: &Arc<Self>) {
-        if self.snapshotting.load(Ordering::Relaxed) {
+        if self.shared || self.snapshotting.load(Ordering::Relaxed) {
             return;
         }
         let due = if self.slab.is_some() {
@@ -308,6 +315,10 @@ impl<D: Disk> Store<D> {
     }
 
     fn write_snapshot_alone(self: &Arc<Self>, old_bytes: &mut u64) {
+        if self.shared {
+            // What others store and evict is not in it.
+            return;
+        }
         if self.slab.is_some() {
             // What fails is counted and said where it does.
             drop(self.commit().and_then(|()| self.compact(None)));

@@ -99,6 +99,13 @@ pub struct Settings {
     pub writer: Writer,
     /// What the caller will store. A stored description of the same model must be equal.
     pub namespaces: Vec<Namespace>,
+    /// Whether other processes may have the directory open too, all of them with this setting. A file for each object only.
+    ///
+    /// Each writer keeps its own limit and evicts by what it knows: what was there when it opened, and what it stored.
+    /// Together they take no more than the sum of their limits. What others store is found when it is asked for. The index
+    /// has no snapshot: every start reads every header. Listings are of what this writer knows. On network file systems the
+    /// locks have to reach the other machines (NFS: not with `nolock` or `local_lock`).
+    pub shared: bool,
 }
 
 macro_rules! counters {
@@ -151,6 +158,8 @@ counters! {
     miss_layout,
     /// Loads of objects that went or were replaced meanwhile.
     miss_stale,
+    /// Loads of objects that another writer of the directory stored; in `loaded` too.
+    loaded_elsewhere,
     /// Loads that failed.
     load_failed,
     /// Objects removed on request.

@@ -78,12 +78,22 @@ pub struct Store<D: Disk> {
     pub(crate) snapshotting: AtomicBool,
     /// Open and locked as long as the store is in use.
     pub(crate) lock: Mutex<Option<D::File>>,
+    /// Whether other processes may have the directory open too.
+    pub(crate) shared: bool,
+    /// The file that says that this writer of a shared directory lives, open and locked.
+    pub(crate) live: Mutex<Option<(PathBuf, D::File)>>,
 }
 
 impl<D: Disk> Store<D> {
     /// The directory.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Where files may lie for a while that are no objects: what has a name of [`temp_name`](crate::names::temp_name) is
+    /// removed by the next start if it is still there.
+    pub fn tmp(&self) -> &Path {
+        &self.tmp
     }
 
     /// How its objects lie in files.
@@ -167,14 +177,15 @@ impl<D: Disk> Store<D> {
     /// `Mismatch` naming the field if the model is described differently already; `Io` if the manifest cannot be written.
     pub fn add_namespace(&self, namespace: &Namespace) -> Result<()> {
         let _alone = self.manifest_writer.lock();
-        let mut with = self.manifest();
+        let described = if self.shared { Some(self.described()?) } else { None };
+        let mut with = described.as_ref().map_or_else(|| self.manifest(), |(_, manifest)| manifest.clone());
         if with.add(namespace)? {
             if let Some(slab) = &self.slab {
                 fits(&with, &slab.geometry)?;
             }
             with.write(&*self.disk, &self.root, &self.temp_path())?;
-            *self.manifest.lock() = with;
         }
+        *self.manifest.lock() = with;
         Ok(())
     }
 
@@ -411,7 +422,10 @@ impl<D: Disk> Hold<D> {
         debug_assert_eq!(key.fingerprint(), self.print, "the key that is held");
         let object: Object = {
             let mut index = self.store.index.lock();
-            let Some((slot, _)) = index.find(key) else { return Ok(false) };
+            let Some((slot, _)) = index.find(key) else {
+                drop(index);
+                return self.store.remove_unknown(key);
+            };
             if self.store.slab.is_some() {
                 let gone = index.vacate(slot, Removal::Deleted);
                 drop(index);

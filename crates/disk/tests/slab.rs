@@ -11,8 +11,8 @@ use std::sync::Arc;
 use common::{key, load, object, payload, put, settings, store_payload};
 use kvstrata_core::{ErrorKind, Result};
 use kvstrata_disk::{
-    Durability, FileState, FsckOptions, FsckReport, HEADER_BYTES, Settings, Store, StoreLayout, Writer,
-    choose_layout, fsck, list, names, walk,
+    Begin, Durability, FileState, FsckOptions, FsckReport, HEADER_BYTES, Settings, Store, StoreLayout,
+    Writer, choose_layout, fsck, list, names, walk,
 };
 use kvstrata_io::{Disk, Fault, FsType, OpKind, OsDisk, OsOptions, Rule, SimDisk, SimOptions};
 use kvstrata_l2::{Miss, Stored};
@@ -87,7 +87,15 @@ fn is_a_map(ops: Vec<Op>) -> Result<(), TestCaseError> {
                 let mut new = object(n, &bytes);
                 new.digest = new.digest.filter(|_| digest);
                 match put(&store, new, &bytes) {
-                    Ok(_) => drop(model.insert(n, (v, len))),
+                    Ok(Stored::Written) => drop(model.insert(n, (v, len))),
+                    // Of objects without digests only the lengths are compared: what is there stays.
+                    Ok(Stored::Present) => {
+                        let old = model.get(&n).copied();
+                        prop_assert!(
+                            old.is_some_and(|old| old.1 == len && (old.0 == v || !digest)),
+                            "{old:?}"
+                        );
+                    }
                     Err(e) => prop_assert_eq!(e.kind(), ErrorKind::NoSpace),
                 }
             }
@@ -256,6 +264,38 @@ fn a_record_that_is_not_written_is_an_object_that_is_not_stored() {
     assert_eq!(load(&store, 2, 5000).unwrap_err(), Miss::Absent);
     assert_eq!(load(&store, 3, 5000).unwrap(), payload(3, 0, 5000));
     assert_eq!(store.usage().objects, 2);
+}
+
+/// Between an object's record and its being found the log may be written anew: its snapshot has the object all the same, and
+/// not the one before it, even if that was used after the new one began.
+#[test]
+fn the_log_is_written_anew_while_an_object_is_about_to_be_found() {
+    for (wanted, right) in [(true, Ok(payload(1, 1, 9000))), (false, Ok(payload(1, 0, 5000)))] {
+        let disk = Arc::new(SimDisk::default());
+        let open = |id| Store::open(Arc::clone(&disk), slab(Path::new("/kv"), id, MIB)).expect("the store");
+        let store = open(1);
+        store_payload(&store, 1, 0, 5000).expect("room");
+        let bytes = payload(1, 1, 9000);
+        let Some(Begin::Claimed(mut claim)) = store.begin(&[object(1, &bytes)]).pop() else {
+            panic!("another version is there");
+        };
+        claim.reserve().expect("room");
+        let created = claim.create().expect("a place");
+        store.disk().write_all_at(&created.file, created.offset, &bytes).expect("a write");
+        assert_eq!(load(&store, 1, 5000).expect("the one before"), payload(1, 0, 5000));
+        let anew = || {
+            store.write_snapshot();
+            wanted
+        };
+        let published = claim.publish_if(created, anew).expect("a log");
+        assert_eq!(published, wanted.then_some(Stored::Written));
+        // What has happened goes to the log with the next record.
+        store_payload(&store, 2, 0, 1).expect("room");
+        drop(store);
+        let store = open(2);
+        assert_eq!(load(&store, 1, right.as_ref().map_or(0, Vec::len)), right);
+        assert_eq!(store.usage().objects, 2);
+    }
 }
 
 // --- what happens to files -----------------------------------------------------------------------------------------------

@@ -131,4 +131,7 @@ pub trait Disk: Send + Sync + Debug + 'static {
     fn file_metadata(&self, file: &Self::File) -> Result<Meta>;
     /// Takes an exclusive advisory lock that ends with the file; `WouldBlock` if somebody has it.
     fn try_lock(&self, file: &Self::File) -> Result<()>;
+    /// Takes an advisory lock that others may have at the same time, but not together with an exclusive one; `WouldBlock` if
+    /// somebody has that. Like it, it ends with the file.
+    fn try_lock_shared(&self, file: &Self::File) -> Result<()>;
 }

@@ -273,6 +273,22 @@ fn a_lock_is_held_until_the_file_is_dropped<D: Disk>(rig: &Rig<D>) {
     rig.disk.try_lock(&second).unwrap();
 }
 
+fn a_shared_lock_keeps_out_exclusive_ones_only<D: Disk>(rig: &Rig<D>) {
+    let first = rig.put("lock", b"");
+    let open = || rig.disk.open(&rig.at("lock"), Open { write: true, ..READ }).unwrap();
+    let (second, third) = (open(), open());
+    rig.disk.try_lock_shared(&first).unwrap();
+    rig.disk.try_lock_shared(&second).unwrap();
+    assert_eq!(rig.disk.try_lock(&third).unwrap_err().kind(), ErrorKind::WouldBlock);
+    drop(first);
+    assert_eq!(rig.disk.try_lock(&third).unwrap_err().kind(), ErrorKind::WouldBlock);
+    drop(second);
+    rig.disk.try_lock(&third).unwrap();
+    assert_eq!(rig.disk.try_lock_shared(&open()).unwrap_err().kind(), ErrorKind::WouldBlock);
+    drop(third);
+    rig.disk.try_lock_shared(&open()).unwrap();
+}
+
 fn direct_transfers_read_and_write_the_same_bytes<D: Disk>(rig: &Rig<D>) {
     let direct = Open { direct: true, ..NEW };
     let file = rig.disk.open(&rig.at("f"), direct).unwrap();
@@ -542,7 +558,7 @@ fn trials<D: Disk>(
     shared! {
         disk_1_rename_new_never_replaces disk_2_all_bytes_or_an_error disk_3_syncing_works
         disk_4_list_misses_nothing_that_stays files_and_directories_answer_as_documented
-        a_lock_is_held_until_the_file_is_dropped the_probe_leaves_nothing_behind
+        a_lock_is_held_until_the_file_is_dropped a_shared_lock_keeps_out_exclusive_ones_only the_probe_leaves_nothing_behind
         engine_2_each_operation_completes_exactly_once engine_3_transfers_are_whole
         engine_5_a_panic_is_contained_and_counted engine_6_closing_finishes_what_was_accepted
     }

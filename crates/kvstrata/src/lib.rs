@@ -41,6 +41,8 @@ pub use kvstrata_l2_fs as l2_fs;
 pub use kvstrata_l2_gds as l2_gds;
 #[cfg(feature = "l2-mock")]
 pub use kvstrata_l2_mock as l2_mock;
+#[cfg(feature = "l2-paths")]
+pub use kvstrata_l2_paths as l2_paths;
 #[cfg(feature = "lmcache-files")]
 pub use kvstrata_lmcache_files as lmcache_files;
 #[cfg(feature = "manager")]

@@ -64,6 +64,10 @@ pub struct FsConfig {
     /// their latencies say.
     #[serde(default = "default_queue_depth")]
     pub iouring_queue_depth: u32,
+    /// Whether other processes may have the directory open too, all of them with this key: for file systems that several
+    /// machines or engines mount. A file for each object only; the limit is each process's own.
+    #[serde(default)]
+    pub shared: bool,
     /// Whether loads leave access times alone: `true` (where the file system lets us), `false` or `"require"`.
     #[serde(default = "default_no_atime")]
     pub no_atime: Switch,
@@ -186,6 +190,7 @@ impl FsConfig {
             sync: Sync::None,
             io_engine: Engine::Auto,
             iouring_queue_depth: default_queue_depth(),
+            shared: false,
             no_atime: default_no_atime(),
         }
     }
@@ -216,6 +221,13 @@ impl FsConfig {
                 "layout",
                 &"slab",
                 "the slab layout needs max_capacity_gb; `files` does without a limit",
+            );
+        }
+        if self.shared && self.layout == LayoutChoice::Slab {
+            return bad(
+                "shared",
+                &true,
+                "a store of segments has one writer; a directory is shared with the layout `files`",
             );
         }
         let policy = self.policy()?;
@@ -256,6 +268,7 @@ impl FsConfig {
             LayoutChoice::Files => Ok(StoreLayout::Files),
             LayoutChoice::Auto => match Manifest::read(disk, &self.base_path) {
                 Ok(Some(manifest)) => Ok(manifest.layout()),
+                _ if self.shared => Ok(StoreLayout::Files),
                 // Opening it says what is wrong with what is there.
                 _ => choose_layout(disk, &self.base_path, self.capacity()?).map(|(layout, _)| layout),
             },

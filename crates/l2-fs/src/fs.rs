@@ -10,8 +10,8 @@ use kvstrata_disk::{NewObject, Settings, Store, StoreLayout, StoreStats, Writer}
 use kvstrata_io::{Disk, IoEngine, OsDisk, OsOptions};
 use kvstrata_l2::{
     Adapter, Answer, Context, Driver, Found, Get, GetSink, Idle, Keys, L2Desc, L2List, L2Quotas, L2Remove,
-    L2Store, L2Usage, ListPage, MemoryKinds, Miss, Pass, Probe, Put, PutSink, StoreUsage, Timer, closed,
-    latch, timed_out, until,
+    L2Store, L2Usage, ListPage, MemoryKinds, Miss, PartUsage, Pass, Probe, Put, PutSink, StoreUsage, Timer,
+    closed, latch, timed_out, until,
 };
 use kvstrata_mem::Allocate;
 use parking_lot::Mutex;
@@ -110,6 +110,7 @@ impl<D: Disk> FsStore<D> {
                 no_atime: config.no_atime.0,
                 writer: cx.writer,
                 namespaces: cx.namespaces,
+                shared: config.shared,
             },
         )
         .map_err(|e| e.with("adapter", &config.name))?;
@@ -125,7 +126,7 @@ impl<D: Disk> FsStore<D> {
             kinds: MemoryKinds::HOST,
             max_batch: 4096,
             durable: true,
-            shared: false,
+            shared: store.is_shared(),
         };
         Self(Arc::new(Inner { desc, store, driver: Driver::new(l2), threads: threads.max(1) }))
     }
@@ -226,7 +227,7 @@ impl<D: Disk> FsStore<D> {
         let (mut loads, mut together) = (VecDeque::new(), Incoming::new());
         for ((position, bytes, buf), pin) in bufs.into_iter().zip(pins) {
             match pin {
-                Ok(pin) if pin.found().len != bytes => {
+                Ok(pin) if pin.is_settled() && pin.found().len != bytes => {
                     done.answer(position, Answer::Miss(Miss::Layout, Some(buf)));
                 }
                 Ok(pin) => {
@@ -244,6 +245,49 @@ impl<D: Disk> FsStore<D> {
         together.submit(&self.0.store);
         spawn_loads(&self.0.store, loads, self.0.threads);
         idle
+    }
+}
+
+impl<D: Disk> FsStore<D> {
+    /// Looks for what the index does not have: another writer of the directory may have stored it.
+    async fn look(
+        &self,
+        request: Probe,
+        found: Vec<Option<Found>>,
+        pass: Pass,
+    ) -> Vec<Result<Option<Found>>> {
+        const OP: &str = "look objects up";
+        let Probe { keys, deadline, .. } = request;
+        let missing: VecDeque<usize> = (0..keys.len()).filter(|i| found[*i].is_none()).collect();
+        let jobs = missing.len().min(self.0.threads);
+        let missing = Arc::new(Mutex::new(missing));
+        let answers: Vec<Option<Result<Option<Found>>>> =
+            found.into_iter().map(|f| f.map(|f| Ok(Some(f)))).collect();
+        let answers = Arc::new(Mutex::new(answers));
+        let (job, mut idle) = latch(Some(pass));
+        for _ in 0..jobs {
+            let (missing, answers, keys) = (Arc::clone(&missing), Arc::clone(&answers), keys.clone());
+            let (job, store) = (job.clone(), Arc::clone(&self.0.store));
+            let look = move || {
+                while let Some(i) = { missing.lock().pop_front() } {
+                    let found = store.look(&keys[i]);
+                    answers.lock()[i] = Some(found);
+                }
+                drop(job);
+            };
+            // What a closed engine drops is answered below.
+            drop(self.0.store.disk().engine().spawn(true, Box::new(look)));
+        }
+        drop(job);
+        let late = match until(&**self.0.driver.timer(), deadline, Pinned::new(&mut idle)).await {
+            Some(()) => closed(OP),
+            None => {
+                // Nobody waits for the rest.
+                missing.lock().clear();
+                timed_out(OP, deadline)
+            }
+        };
+        answers.lock().iter_mut().map(|a| a.take().unwrap_or_else(|| Err(late.clone()))).collect()
     }
 }
 
@@ -289,8 +333,12 @@ impl<D: Disk> L2Store for FsStore<D> {
     }
 
     async fn probe(&self, request: Probe) -> Vec<Result<Option<Found>>> {
-        let entered = self.0.driver.enter("look objects up", request.deadline);
-        match entered.and_then(|_pass| self.0.store.probe(&request.keys)) {
+        let pass = match self.0.driver.enter("look objects up", request.deadline) {
+            Ok(pass) => pass,
+            Err(e) => return request.keys.iter().map(|_| Err(e.clone())).collect(),
+        };
+        match self.0.store.probe(&request.keys) {
+            Ok(found) if self.0.store.is_shared() => self.look(request, found, pass).await,
             Ok(found) => found.into_iter().map(Ok).collect(),
             Err(e) => request.keys.iter().map(|_| Err(e.clone())).collect(),
         }
@@ -362,5 +410,9 @@ impl<D: Disk> L2List for FsStore<D> {
 impl<D: Disk> L2Usage for FsStore<D> {
     fn usage(&self) -> StoreUsage {
         self.0.store.usage()
+    }
+
+    fn parts(&self) -> Vec<PartUsage> {
+        Vec::new()
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvstrata_core::{Error, ErrorKind, Result};
 use kvstrata_disk::{Begin, Claim, LoadFault, NewObject, Pin, Store, StoreLayout};
 use kvstrata_io::{Disk, IoEngine};
-use kvstrata_l2::{Answer, GetSink, Job, Loaded, PutSink, Stored, closed};
+use kvstrata_l2::{Answer, GetSink, Job, Loaded, Miss, PutSink, Stored, closed};
 use kvstrata_mem::{ReadBuf, WriteBuf};
 use parking_lot::Mutex;
 
@@ -83,6 +83,10 @@ impl<D: Disk> Storing<D> {
     fn run(mut self, mut claim: Claim<D>) {
         if !self.done.is_open(self.position) {
             return;
+        }
+        if claim.is_there() {
+            drop(claim);
+            return self.answer(Ok(Stored::Present));
         }
         if self.store.layout() == StoreLayout::Slab {
             if let Err(e) = claim.reserve() {
@@ -212,6 +216,9 @@ pub(crate) fn fault_answer(fault: LoadFault, buf: WriteBuf) -> Answer {
 fn read<D: Disk>(store: &Store<D>, pin: &mut Pin<D>, buf: &mut WriteBuf) -> Result<u64, LoadFault> {
     loop {
         let opened = pin.open()?;
+        if pin.found().len != buf.len() as u64 {
+            return Err(LoadFault::Miss(Miss::Layout));
+        }
         let bytes = pin.transfer(&opened) as usize;
         match store.disk().read_buf_at(&opened.file, opened.offset, buf, bytes) {
             Ok(got) => return Ok(got as u64),

@@ -4,7 +4,7 @@ mod common;
 #[path = "common/namespace.rs"]
 mod namespace;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -25,6 +25,14 @@ struct Fs {
     works: bool,
     /// What moves bytes. The hook hangs threads, so that a ring cannot be hung.
     engine: EngineKind,
+    /// Whether other processes could have it open too.
+    shared: bool,
+}
+
+impl Fs {
+    fn new(base: &Path, layout: LayoutChoice, direct: Wanted, works: bool) -> Self {
+        Self { base: base.into(), layout, direct, works, engine: EngineKind::Threads, shared: false }
+    }
 }
 
 fn open(config: &FsConfig, disk: &Arc<OsDisk>, cx: Context) -> Result<FsStore<OsDisk>> {
@@ -44,6 +52,7 @@ impl Factory for Fs {
             max_capacity_gb: capacity.unwrap_or(unset) as f64 / f64::from(1 << 30),
             layout: self.layout,
             use_odirect: Some(Switch(self.direct)),
+            shared: self.shared,
             ..FsConfig::new(dir.path().join("kv"))
         };
         let fs = open(&config, &disk, cx)?;
@@ -64,7 +73,7 @@ impl Factory for Fs {
         Ok(Subject {
             reopen: Some(Box::new(reopen)),
             damage: Some(Box::new(move |damage| common::damage(&*damaged, &roots, damage))),
-            device: (self.engine == EngineKind::Threads).then(|| common::Hang::new(disk) as _),
+            device: (self.engine == EngineKind::Threads).then(|| common::hang(disk) as _),
             keep: Box::new(dir),
             ..Subject::new(adapter)
         })
@@ -93,10 +102,12 @@ fn main() -> ExitCode {
     let layouts = [("files", LayoutChoice::Files), ("slab", LayoutChoice::Slab)];
     let mut all = Vec::new();
     for (name, layout) in layouts {
-        let buffered =
-            Fs { base: base.clone(), layout, direct: Wanted::Off, works: false, engine: EngineKind::Threads };
+        let buffered = Fs::new(&base, layout, Wanted::Off, false);
         all.extend(trials(&format!("{name}/buffered"), &Suite::new(buffered), None));
     }
+
+    let shared = Fs { shared: true, ..Fs::new(&base, LayoutChoice::Files, Wanted::Off, false) };
+    all.extend(trials("files/shared", &Suite::new(shared), None));
 
     let refused = {
         let dir = tempfile::tempdir_in(&base).expect("a directory");
@@ -107,29 +118,21 @@ fn main() -> ExitCode {
         open(&config, &disk, Context::tokio(runtime.handle().clone())).err().map(|e| e.to_string())
     };
     for (name, layout) in layouts {
-        let direct = Fs {
-            base: base.clone(),
-            layout,
-            direct: Wanted::Require,
-            works: true,
-            engine: EngineKind::Threads,
-        };
+        let direct = Fs::new(&base, layout, Wanted::Require, true);
         all.extend(trials(&format!("{name}/direct"), &Suite::new(direct), refused.as_deref()));
     }
 
     let ring = OsDisk::new(OsOptions { engine: EngineKind::IoUring, ..OsOptions::default() });
     let why = refused.clone().or_else(|| ring.err().map(|e| e.to_string()));
     for (name, layout) in layouts {
-        let base = base.clone();
-        let ring = Fs { base, layout, direct: Wanted::Require, works: true, engine: EngineKind::IoUring };
+        let ring = Fs { engine: EngineKind::IoUring, ..Fs::new(&base, layout, Wanted::Require, true) };
         all.extend(trials(&format!("{name}/ring"), &Suite::new(ring), why.as_deref()));
     }
 
     let ramfs = mounts.and_then(|at| namespace::mount(&at, "ramfs", "ramfs", "mode=0700"));
     let why = ramfs.as_ref().err().cloned();
     for (name, layout) in layouts {
-        let base = ramfs.clone().unwrap_or_default();
-        let refused = Fs { base, layout, direct: Wanted::Try, works: false, engine: EngineKind::Threads };
+        let refused = Fs::new(ramfs.as_deref().unwrap_or(Path::new("")), layout, Wanted::Try, false);
         all.extend(trials(&format!("{name}/refused"), &Suite::new(refused), why.as_deref()));
     }
     libtest_mimic::run(&Arguments::from_args(), all).exit_code()

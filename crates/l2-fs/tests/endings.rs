@@ -50,6 +50,7 @@ impl User {
             no_atime: Wanted::Try,
             writer: Writer { pid: 1, id: 1 << 32 },
             namespaces: vec![],
+            shared: false,
         };
         let store = Store::open(Arc::new(disk.clone()), settings).expect("a store");
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_time().build().expect("a runtime");

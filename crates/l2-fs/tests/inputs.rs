@@ -140,6 +140,11 @@ fn lmcaches_directory_is_not_ours() {
     let dir = scratch();
     fs::write(dir.path().join("org-SEP-m@0x01000100@0@abab.data"), "kv").expect("a file");
     refused(&FsConfig::new(dir.path()), ErrorKind::Mismatch, &["kvstrata import", "lmcache-fs"]);
+    for fan in ["b'", "-5", "b\""] {
+        let dir = scratch();
+        fs::create_dir_all(dir.path().join(fan).join("12")).expect("a directory");
+        refused(&FsConfig::new(dir.path()), ErrorKind::Mismatch, &["kvstrata import", "lmcache-gds", fan]);
+    }
 }
 
 fn a_manifest_of_another_namespace() {

@@ -1,6 +1,6 @@
 //! Between GPU memory and pinned memory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -39,8 +39,8 @@ impl Bounce {
         Ok(Lane { of: self, ordinal, copies: Some(copies), dirty: false })
     }
 
-    /// Copies a chunk from a GPU to pinned memory. Returns the pieces, and the CRC of what passed; the GPU does not touch
-    /// the chunk any more.
+    /// Copies a chunk from a GPU to pinned memory. Each piece is shown to `arrived` when it is there, with its place, before
+    /// its bytes are looked at. Returns the pieces, and the CRC of what passed; the GPU does not touch the chunk any more.
     ///
     /// # Errors
     /// `TimedOut` waiting for memory; what the driver says.
@@ -50,8 +50,9 @@ impl Bounce {
         ordinal: u32,
         order: &Order,
         until: Instant,
+        mut arrived: impl FnMut(&ReadBuf, usize),
     ) -> Result<(Vec<ReadBuf>, u64)> {
-        let mut pieces = self.stage.take(User::Store, from.len(), until)?;
+        let mut pieces = VecDeque::from(self.stage.take(User::Store, from.len(), until)?);
         // Dropped before the pieces, also when something fails or panics: nothing is queued then.
         let mut lane = self.lane(ordinal)?;
         if let Some(event) = &order.after {
@@ -69,17 +70,19 @@ impl Bounce {
         if let Some(event) = &order.signal {
             lane.copies().signal(&**event)?;
         }
-        let mut crc = PayloadCrc::new();
-        for (piece, mark) in pieces.iter().zip(marks) {
+        let (mut crc, mut sealed, mut at) = (PayloadCrc::new(), Vec::with_capacity(pieces.len()), 0);
+        for mark in marks {
             lane.copies().reached(mark)?;
+            let Some(piece) = pieces.pop_front() else { break };
+            let len = piece.len();
+            let piece = piece.seal(len);
+            arrived(&piece, at);
             piece.visit(|bytes| crc.update(bytes))?;
+            sealed.push(piece);
+            at += len;
         }
         lane.clean();
-        let sealed = pieces.into_iter().map(|piece| {
-            let len = piece.len();
-            piece.seal(len)
-        });
-        Ok((sealed.collect(), crc.finish()))
+        Ok((sealed, crc.finish()))
     }
 
     /// Pinned memory for a chunk that is to be read.
@@ -113,14 +116,15 @@ pub(crate) struct Scatter<'a> {
 }
 
 impl Scatter<'_> {
-    /// Queues the copy of a piece to `at` in the chunk: as much of it as the chunk has there.
-    pub(crate) fn put(&mut self, piece: WriteBuf, at: usize) -> Result<()> {
+    /// Queues the copy of a piece to `at` in the chunk, as much of it as the chunk has there, and shows its bytes meanwhile.
+    pub(crate) fn put(&mut self, piece: WriteBuf, at: usize, see: impl FnMut(&[u8])) -> Result<()> {
         let len = piece.len().min(self.to.len().saturating_sub(at));
         let (from, to) = (piece.as_ptr(), beyond(self.to.as_ptr(), at));
         self.pieces.push(piece);
         // SAFETY: the piece is pinned memory that is not written any more and stays until the lane is drained; the chunk is
         // the GPU's and ours alone, `len` bytes from there are in it, and it outlives this value.
-        unsafe { self.lane.copies().copy(Direction::ToDevice, to, from, len) }
+        unsafe { self.lane.copies().copy(Direction::ToDevice, to, from, len) }?;
+        self.pieces.last().map_or(Ok(()), |piece| piece.visit(see))
     }
 
     /// Waits for all of it: the chunk is filled, and the pieces are free.

@@ -1,7 +1,10 @@
 //! cuFile in this process: its driver, the files and the memory that it knows.
 
 use std::collections::HashMap;
-use std::os::fd::AsFd;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Weak};
 
 use kvstrata_core::{Error, ErrorKind, Result};
@@ -13,6 +16,8 @@ use kvstrata_mem::{Region, RegionId, RegionKind, RegionWatch};
 use parking_lot::Mutex;
 
 use crate::device::Gpus;
+
+pub(crate) const O_DIRECT: i32 = 0o40000;
 
 /// cuFile, open. Dropped in the order of the fields: handles and memory are deregistered, then the driver is closed; the
 /// regions are unmapped after that, if nobody else has them.
@@ -97,16 +102,31 @@ pub(crate) fn driver(library: &Arc<Library>, compat: bool) -> Result<Arc<Driver>
     }
 }
 
+/// An open file once more, by another descriptor. The store opens its files with O_NOFOLLOW, and cuFile refuses a file that
+/// was opened with any flag that it does not know (5019).
+fn reopened(file: &OsFile, direct: bool) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    let open = |write| {
+        let flags = if direct { O_DIRECT } else { 0 };
+        OpenOptions::new().read(true).write(write).custom_flags(flags).open(&path)
+    };
+    // A device that may only be read still gives what it has.
+    open(true).or_else(|e| match e.kind() {
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => open(false),
+        _ => Err(e),
+    })
+}
+
 impl Cufile {
     pub(crate) fn new(driver: Arc<Driver>, gpus: Arc<dyn Gpus>) -> Self {
         Self { handles: Mutex::default(), buffers: Mutex::default(), gpus, driver }
     }
 
     /// The handle of an open file. With `keep` it is registered once, as long as the file is open: for files in which many
-    /// objects lie.
-    pub(crate) fn handle(&self, file: &Arc<OsFile>, keep: bool) -> Result<Arc<FileHandle>> {
+    /// objects lie. `direct` is how it was opened.
+    pub(crate) fn handle(&self, file: &Arc<OsFile>, direct: bool, keep: bool) -> Result<Arc<FileHandle>> {
         let register = || {
-            let own = file.as_fd().try_clone_to_owned().map_err(|e| Error::io("duplicate descriptor", e))?;
+            let own = reopened(file, direct).map_err(|e| Error::io("open file for cuFile", e))?;
             FileHandle::register(&self.driver, own)
                 .map(Arc::new)
                 .map_err(|f| failed("register file with cuFile", f))

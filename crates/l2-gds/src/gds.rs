@@ -7,12 +7,12 @@ use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use kvstrata_core::{Error, ErrorKind, Instant, Namespace, Result};
-use kvstrata_disk::{NewObject, Settings, Store, StoreLayout, StoreStats, Writer, names};
+use kvstrata_disk::{NewObject, Settings, Store, StoreLayout, StoreStats, Wanted, Writer, names};
 use kvstrata_io::{IoEngine, OsDisk, OsOptions, ThreadPool};
 use kvstrata_l2::{
     Adapter, Answer, Context, Driver, Found, Get, GetSink, Idle, Keys, L2Desc, L2List, L2Quotas, L2Remove,
-    L2Store, L2Usage, ListPage, MemoryKinds, Miss, Pass, Probe, Put, PutSink, StoreUsage, closed, latch,
-    timed_out, until,
+    L2Store, L2Usage, ListPage, MemoryKinds, Miss, PartUsage, Pass, Probe, Put, PutSink, StoreUsage, closed,
+    latch, timed_out, until,
 };
 use kvstrata_mem::{Allocate, Region, RegionWatch};
 use parking_lot::Mutex;
@@ -24,7 +24,7 @@ use crate::jobs::{Loading, Storing};
 use crate::measure::Bench;
 use crate::mounts::fs_of;
 use crate::order::{Order, Orders};
-use crate::way::{Asked, Choice, Facts, Way, choose, decided};
+use crate::way::{Asked, Choice, Facts, Way, choose, decided, in_memory};
 use crate::{GdsConfig, Prober};
 
 /// What the adapter is given instead of reaching for it.
@@ -97,6 +97,11 @@ impl GdsStore {
         for (key, why) in config.without_effect() {
             tracing::warn!(adapter = %config.name, "{key} has no effect: {why}");
         }
+        let direct = match config.direct() {
+            // There is no cache to go past, and one thread of a ring would copy for all that is in flight.
+            Wanted::Try if in_memory(&file_system(&config.gds_path)) => Wanted::Off,
+            wanted => wanted,
+        };
         let store = Store::open(
             cx.disk,
             Settings {
@@ -107,10 +112,11 @@ impl GdsStore {
                 policy: config.policy()?,
                 quotas: config.quotas()?,
                 durability: config.durability(),
-                direct: config.direct(),
+                direct,
                 no_atime: kvstrata_disk::Wanted::Try,
                 writer: cx.writer,
                 namespaces: cx.namespaces,
+                shared: false,
             },
         )
         .map_err(about)?;
@@ -371,9 +377,11 @@ pub fn foresee(
     gpus.ordinals().into_iter().map(|ordinal| (ordinal, one(ordinal))).collect()
 }
 
-/// The name of the file system that a directory is on.
+/// The name of the file system that a directory is on, or will be.
 fn file_system(dir: &Path) -> String {
-    let dir = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    let there = dir.ancestors().find_map(|at| std::fs::canonicalize(at).ok());
+    let dir = there.unwrap_or(dir);
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     fs_of(&mounts, &dir).unwrap_or("unknown").to_owned()
 }
@@ -397,8 +405,7 @@ struct Opened {
 
 impl Opening<'_> {
     fn ways(&self) -> Result<Opened> {
-        let root = std::fs::canonicalize(self.store.root()).unwrap_or_else(|_| self.store.root().to_owned());
-        let fs = file_system(&root);
+        let fs = file_system(self.store.root());
         let decided = decided(self.asked, &fs)?;
         let (mut ways, mut bounce, mut cufile) = (BTreeMap::new(), None, None);
         // What holds for a machine is not asked for each of its GPUs anew.
@@ -407,9 +414,7 @@ impl Opening<'_> {
             let choice = match (&decided, &refused) {
                 (Some(choice), _) => choice.clone(),
                 (None, Some(why)) => choose(self.asked, &facts(&fs, Err(String::clone(why))))?,
-                (None, None) => {
-                    self.try_cufile(&fs, &root, ordinal, &mut bounce, &mut cufile, &mut refused)?
-                }
+                (None, None) => self.try_cufile(&fs, ordinal, &mut bounce, &mut cufile, &mut refused)?,
             };
             if choice.way == Way::Bounce && bounce.is_none() {
                 bounce = Some(self.bounce()?);
@@ -432,14 +437,13 @@ impl Opening<'_> {
     fn try_cufile(
         &self,
         fs: &str,
-        root: &Path,
         ordinal: u32,
         bounce: &mut Option<Bounce>,
         cufile: &mut Option<Cufile>,
         refused: &mut Option<String>,
     ) -> Result<Choice> {
         let compat = self.asked.way == Some(Way::Compat);
-        let probe = self.temp(root, u64::from(ordinal) * 2);
+        let probe = self.temp(u64::from(ordinal) * 2);
         let mut found = self.prober.ask(&probe, ordinal, compat);
         if found.is_ok() && cufile.is_none() {
             match library(&self.prober.search).and_then(|library| driver(&library, compat)) {
@@ -461,7 +465,7 @@ impl Opening<'_> {
             };
             let (disk, timer, gpus) = (&**self.store.disk(), &*self.l2.timer, self.gpus);
             let bench = Bench { disk, timer, gpus, bounce, cufile, ordinal };
-            match bench.run(&self.temp(root, u64::from(ordinal) * 2 + 1)) {
+            match bench.run(&self.temp(u64::from(ordinal) * 2 + 1)) {
                 Ok(measured) => facts.measured = Some(measured),
                 Err(error) => tracing::warn!(%error, gpu = ordinal, "the ways could not be measured"),
             }
@@ -470,8 +474,8 @@ impl Opening<'_> {
     }
 
     /// A file's name that only this run has, and that the next one removes if this one does not.
-    fn temp(&self, root: &Path, count: u64) -> std::path::PathBuf {
-        root.join(names::TMP).join(names::temp_name(self.writer.pid, !self.writer.id, count))
+    fn temp(&self, count: u64) -> std::path::PathBuf {
+        self.store.tmp().join(names::temp_name(self.writer.pid, !self.writer.id, count))
     }
 }
 
@@ -591,5 +595,9 @@ impl L2List for GdsStore {
 impl L2Usage for GdsStore {
     fn usage(&self) -> StoreUsage {
         self.0.store.usage()
+    }
+
+    fn parts(&self) -> Vec<PartUsage> {
+        Vec::new()
     }
 }

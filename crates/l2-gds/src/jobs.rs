@@ -4,15 +4,15 @@ use std::io;
 use std::sync::Arc;
 
 use kvstrata_core::{Affinity, Digest, Error, ErrorKind, Instant, Result};
-use kvstrata_disk::{Begin, Claim, Created, LoadFault, NewObject, Opened, Pin};
-use kvstrata_io::{IoEngine, OsDisk};
+use kvstrata_disk::{Begin, Claim, Created, LoadFault, NewObject, Opened, Pin, Placed};
+use kvstrata_io::{Disk, IoEngine, OsDisk};
 use kvstrata_l2::{Answer, GetSink, Job, Loaded, PutSink, Stored, closed};
 use kvstrata_mem::{ReadBuf, RegionKind, WriteBuf};
 
 use crate::cufile::{failed, within};
 use crate::gds::Inner;
 use crate::order::Order;
-use crate::transfer::{Span, read, write};
+use crate::transfer::{Span, Writes, read, write};
 use crate::way::Way;
 
 /// How the bytes of one buffer go.
@@ -109,19 +109,17 @@ impl Storing {
         let Self { inner, buf, object, route, order, position, until, done, job } = self;
         let moved = match route {
             Route::Host => move_out(&inner, &mut claim, &[buf]),
-            Route::Bounce(ordinal) => match gather(&inner, buf, ordinal, &order, until) {
-                Err(e) => Err(Failure::Reported(e)),
-                // From here on the GPU's memory is free.
-                Ok((pieces, crc)) => {
-                    let digest = Digest::bind(crc, &object.key, object.layout, object.len);
-                    if object.digest.is_none() && claim.set_digest(digest) {
-                        drop((claim, pieces));
+            Route::Bounce(ordinal) => {
+                match bounce_out(&inner, &mut claim, &object, buf, ordinal, &order, until) {
+                    Ok(Some(created)) => Ok(created),
+                    Ok(None) => {
+                        drop(claim);
                         done.answer(position, Ok(Stored::Present));
                         return drop(job);
                     }
-                    move_out(&inner, &mut claim, &pieces)
+                    Err(failure) => Err(failure),
                 }
-            },
+            }
             Route::Cufile(ordinal) => cufile_out(&inner, &mut claim, buf, ordinal, &order),
         };
         let created = match moved {
@@ -158,16 +156,54 @@ enum Failure {
     Write(io::Error),
 }
 
-fn gather(
+/// From a GPU by pinned memory. `None`: the same object is there already.
+fn bounce_out(
     inner: &Inner,
+    claim: &mut Claim<OsDisk>,
+    object: &NewObject,
     buf: ReadBuf,
     ordinal: u32,
     order: &Order,
     until: Instant,
-) -> Result<(Vec<ReadBuf>, u64)> {
-    let gathered = inner.bounce()?.gather(&buf, ordinal, order, until);
+) -> Result<Option<Created<OsDisk>>, Failure> {
+    let bounce = inner.bounce().map_err(Failure::Reported)?;
+    // Where its place can be had before its digest, and the digest will not say that nothing is to be written, pieces go to
+    // the device as they come. The header has the digest, and goes last.
+    let mut early = None;
+    if inner.keeps_files && !claim.replaces() {
+        claim.reserve().map_err(Failure::Reported)?;
+        early = claim.try_create().map(|Placed { created, .. }| {
+            let bytes = claim.transfer(&created) as usize;
+            let span = Span { file: Arc::clone(&created.file), offset: created.offset, bytes };
+            (Writes::new(inner.store.disk(), span), created)
+        });
+    }
+    let gathered = bounce.gather(&buf, ordinal, order, until, |piece, at| {
+        if let Some((writes, _)) = &mut early {
+            writes.begin(piece, at);
+        }
+    });
+    // From here on the GPU's memory is free.
     drop(buf);
-    gathered
+    let (pieces, crc) = gathered.map_err(Failure::Reported)?;
+    let digest = Digest::bind(crc, &object.key, object.layout, object.len);
+    if object.digest.is_none() && claim.set_digest(digest) {
+        return Ok(None);
+    }
+    if let Some((mut writes, created)) = early {
+        let header = claim.try_create();
+        let described = header.is_some();
+        if let Some(Placed { header, header_at, .. }) = header {
+            writes.begin_header(header, header_at);
+        }
+        match writes.end() {
+            Ok(()) if described => return Ok(Some(created)),
+            Err(e) if !claim.retry(&created, &e) => return Err(Failure::Write(e)),
+            // All of it once more, in the usual order.
+            _ => {}
+        }
+    }
+    move_out(inner, claim, &pieces).map(Some)
 }
 
 fn move_out(
@@ -198,8 +234,15 @@ fn cufile_out(
     const OP: &str = "store object by cuFile";
     claim.reserve().map_err(Failure::Reported)?;
     let created = claim.create().map_err(Failure::Reported)?;
+    if !inner.keeps_files {
+        // A device that is full is to cuFile a transfer that failed; here it is what it is.
+        match inner.store.disk().allocate(&created.file, created.offset + claim.transfer(&created)) {
+            Err(e) if matches!(e.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput) => {}
+            done => done.map_err(Failure::Write)?,
+        }
+    }
     let moved = inner.cufile().and_then(|cufile| {
-        let handle = cufile.handle(&created.file, inner.keeps_files)?;
+        let handle = cufile.handle(&created.file, created.direct, inner.keeps_files)?;
         inner.in_order(ordinal, order, || {
             let (base, at) = (buf.region().base(), buf.extent().offset);
             let wrote = within(&**inner.gpus()?, ordinal, || {
@@ -327,8 +370,7 @@ fn bounce_in(
         let mut scatter = bounce.scatter(buf, ordinal, order.clone()).map_err(LoadFault::Failed)?;
         let (mut crc, mut failed) = (kvstrata_l2::PayloadCrc::new(), None);
         let got = read(inner.store.disk(), &span(pin, &opened), pieces, |piece, at| {
-            let copied = piece.visit(|bytes| crc.update(bytes)).and_then(|()| scatter.put(piece, at));
-            if let Err(e) = copied {
+            if let Err(e) = scatter.put(piece, at, |bytes| crc.update(bytes)) {
                 failed.get_or_insert(e);
             }
         });
@@ -349,7 +391,7 @@ fn bounce_in(
 fn cufile_in(inner: &Inner, pin: &mut Pin<OsDisk>, buf: &WriteBuf, ordinal: u32, order: &Order) -> Moved {
     let opened = pin.open()?;
     let got = inner.cufile().and_then(|cufile| {
-        let handle = cufile.handle(&opened.file, inner.keeps_files)?;
+        let handle = cufile.handle(&opened.file, opened.direct, inner.keeps_files)?;
         inner.in_order(ordinal, order, || {
             let (base, at) = (buf.region().base(), buf.extent().offset);
             within(&**inner.gpus()?, ordinal, || {

@@ -40,7 +40,7 @@ impl Bench<'_> {
             let pool = slab.pool("measure", 2 * CHUNK as u64);
             let from = pool.reserve(CHUNK, UNIT)?.seal(CHUNK);
             let to = pool.reserve(CHUNK, UNIT)?;
-            let handle = self.cufile.handle(&file, false)?;
+            let handle = self.cufile.handle(&file, true, false)?;
             let spans: Vec<Span> = (0..CHUNKS)
                 .map(|i| Span { file: Arc::clone(&file), offset: (i * CHUNK) as u64, bytes: CHUNK })
                 .collect();
@@ -51,7 +51,7 @@ impl Bench<'_> {
                 let out = self.time(|| {
                     spans.iter().try_for_each(|span| {
                         let (pieces, _) =
-                            self.bounce.gather(&from, self.ordinal, &Order::default(), until)?;
+                            self.bounce.gather(&from, self.ordinal, &Order::default(), until, |_, _| ())?;
                         write(self.disk, span, &pieces).map_err(io)
                     })
                 })?;
@@ -61,7 +61,7 @@ impl Bench<'_> {
                         let mut scatter = self.bounce.scatter(&to, self.ordinal, Order::default())?;
                         let mut put = Ok(());
                         let got = read(self.disk, span, pieces, |piece, at| {
-                            let done = scatter.put(piece, at);
+                            let done = scatter.put(piece, at, |_| ());
                             put = std::mem::replace(&mut put, Ok(())).and(done);
                         });
                         let got = got.map_err(|(e, _)| io(e))?;

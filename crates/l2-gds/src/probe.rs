@@ -14,7 +14,7 @@ use kvstrata_core::{Error, ErrorKind, Result};
 use kvstrata_cufile_sys::{FileHandle, RegisteredBuffer, Search};
 use kvstrata_mem::{Allocate, Slab};
 
-use crate::cufile::{driver, failed, library, within};
+use crate::cufile::{O_DIRECT, driver, failed, library, within};
 use crate::device::{Direction, Gpus};
 
 /// The name of the program that tries cuFile. [`child`] is all of it.
@@ -180,14 +180,14 @@ impl Try {
         let driver = driver(&library, self.compat)?;
         let counted = driver.start_stats();
         stage("registering a file");
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .custom_flags(O_DIRECT)
-            .open(&self.file)
-            .map_err(|e| Error::io(OP, e).with("file", self.file.display()))?;
+        let about = |e| Error::io(OP, e).with("file", self.file.display());
+        let mut how = OpenOptions::new();
+        let mut made =
+            how.read(true).write(true).create_new(true).mode(0o600).open(&self.file).map_err(about)?;
+        // A device that is full is to cuFile a transfer that failed; here it is what it is.
+        made.write_all(&vec![0; BYTES]).map_err(about)?;
+        let file = how.create_new(false).custom_flags(O_DIRECT).open(&self.file).map_err(about)?;
+        drop(made);
         let handle = FileHandle::register(&driver, file).map_err(|f| failed(OP, f))?;
         stage("registering GPU memory");
         let memory = gpus.memory(self.ordinal, 2 * BYTES)?;
@@ -265,7 +265,6 @@ impl Try {
 }
 
 const OP: &str = "try cuFile";
-const O_DIRECT: i32 = 0o40000;
 
 fn pattern(block: usize) -> u8 {
     (block as u8).wrapping_mul(37).wrapping_add(11)

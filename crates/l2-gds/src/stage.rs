@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 
 /// The smallest and the largest piece that a chunk goes through in: small enough that copies and transfers overlap within
 /// one chunk, and large enough that a disk is not kept busy by requests instead of bytes.
-const PIECE: (usize, usize) = (256 << 10, 4 << 20);
+const PIECE: (usize, usize) = (256 << 10, 1 << 20);
 /// Into how many pieces a chunk is cut at least, if they do not get too small.
 const PIECES: usize = 4;
 /// How long a wait for memory lasts before it looks again: a release may come between a look and the wait.

@@ -2,10 +2,10 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use kvstrata_io::{Completion, CompletionSink, Disk, IoBuf, IoEngine, IoOp, OsDisk, OsFile};
-use kvstrata_mem::{ReadBuf, WriteBuf};
+use kvstrata_mem::{ReadBuf, UNIT, WriteBuf};
 
 struct ToChannel(Sender<Completion<OsFile>>);
 
@@ -40,25 +40,77 @@ impl Span {
     }
 }
 
-/// Writes pieces one after another, all at once. Returns when the device is done with all of them.
-pub(crate) fn write(disk: &OsDisk, span: &Span, pieces: &[ReadBuf]) -> io::Result<()> {
-    let places = span.cut(pieces.iter().map(ReadBuf::len));
-    let ops = pieces.iter().zip(places).enumerate();
-    let ops = ops.map(|(i, (piece, (at, len)))| span.op(i, at, len, IoBuf::Write(piece.clone()))).collect();
-    let (to, completions) = channel();
-    disk.engine().submit(ops, Arc::new(ToChannel(to))).map_err(|rejected| rejected.why)?;
-    let mut failed = None;
-    for done in completions {
-        match done.result {
-            Ok(n) if n == done.op.len => {}
-            Ok(n) => {
-                failed =
-                    Some(io::Error::new(io::ErrorKind::WriteZero, format!("{n} of {} bytes", done.op.len)))
-            }
-            Err(e) => failed = Some(e),
+/// Pieces of an object on their way to the device, each begun when it is there. Dropped, it waits for all of them: their
+/// place may become another object's then.
+pub(crate) struct Writes<'a> {
+    disk: &'a OsDisk,
+    span: Span,
+    sink: Option<Arc<ToChannel>>,
+    completions: Receiver<Completion<OsFile>>,
+    failed: Option<io::Error>,
+}
+
+impl<'a> Writes<'a> {
+    pub(crate) fn new(disk: &'a OsDisk, span: Span) -> Self {
+        let (to, completions) = channel();
+        Self { disk, span, sink: Some(Arc::new(ToChannel(to))), completions, failed: None }
+    }
+
+    /// Begins to write a piece `at` its place in the object. The last one is as long as what is left, which may be more than
+    /// its length.
+    pub(crate) fn begin(&mut self, piece: &ReadBuf, at: usize) {
+        let left = self.span.bytes - at;
+        let len = if piece.len().next_multiple_of(UNIT) >= left { left } else { piece.len() };
+        self.submit(vec![self.span.op(0, at, len, IoBuf::Write(piece.clone()))]);
+    }
+
+    /// Begins to write a block of what describes the object to `offset` in the file.
+    pub(crate) fn begin_header(&mut self, header: ReadBuf, offset: u64) {
+        let (file, len) = (Arc::clone(&self.span.file), header.len());
+        self.submit(vec![IoOp { tag: 0, file, offset, len, buf: IoBuf::Write(header) }]);
+    }
+
+    fn submit(&mut self, ops: Vec<IoOp<OsFile>>) {
+        let Some(sink) = &self.sink else { return };
+        if let Err(rejected) = self.disk.engine().submit(ops, Arc::clone(sink) as _) {
+            self.failed.get_or_insert(rejected.why);
         }
     }
-    failed.map_or(Ok(()), Err)
+
+    /// Returns when the device is done with all of them.
+    pub(crate) fn end(mut self) -> io::Result<()> {
+        self.wait();
+        self.failed.take().map_or(Ok(()), Err)
+    }
+
+    fn wait(&mut self) {
+        self.sink = None;
+        for done in &self.completions {
+            let failed = match done.result {
+                Ok(n) if n == done.op.len => continue,
+                Ok(n) => io::Error::new(io::ErrorKind::WriteZero, format!("{n} of {} bytes", done.op.len)),
+                Err(e) => e,
+            };
+            self.failed.get_or_insert(failed);
+        }
+    }
+}
+
+impl Drop for Writes<'_> {
+    fn drop(&mut self) {
+        self.wait();
+    }
+}
+
+/// Writes pieces one after another, all at once. Returns when the device is done with all of them.
+pub(crate) fn write(disk: &OsDisk, span: &Span, pieces: &[ReadBuf]) -> io::Result<()> {
+    let mut writes = Writes::new(disk, span.clone());
+    let mut at = 0;
+    for piece in pieces {
+        writes.begin(piece, at);
+        at += piece.len();
+    }
+    writes.end()
 }
 
 /// Reads pieces, all at once, and hands each to `done` in their order with its place. Returns how many bytes there were in

@@ -102,10 +102,17 @@ pub struct Asked {
     pub use_gds: Option<bool>,
 }
 
-/// The file systems in memory: there is no disk to go to directly.
-const IN_MEMORY: [&str; 3] = ["tmpfs", "ramfs", "overlay"];
+/// The file systems in memory.
+const IN_MEMORY: [&str; 2] = ["tmpfs", "ramfs"];
+/// A file system over others, which cuFile does not see.
+const OVERLAY: &str = "overlay";
 /// The file system whose clients LMCache gives to cuFile alone.
 const WEKA: &str = "wekafs";
+
+/// Whether files of this file system lie in the host's memory.
+pub(crate) fn in_memory(fs: &str) -> bool {
+    IN_MEMORY.contains(&fs)
+}
 
 /// Why there is nothing to ask cuFile about, if that is so: settings or the file system have decided.
 pub fn decided(asked: Asked, fs: &str) -> Result<Option<Choice>> {
@@ -128,7 +135,7 @@ pub fn decided(asked: Asked, fs: &str) -> Result<Option<Choice>> {
     }
     match asked.way {
         Some(Way::Bounce) => bounce("asked for".into()),
-        None if asked.use_gds.is_none() && IN_MEMORY.contains(&fs) => {
+        None if asked.use_gds.is_none() && (in_memory(fs) || fs == OVERLAY) => {
             bounce(format!("{fs} has no device that a GPU could reach, and use_gds does not ask for cuFile"))
         }
         _ => Ok(None),

@@ -17,7 +17,7 @@ use kvstrata_l2_gds::{GdsConfig, GdsStore, Gpus, Way, os_disk};
 use kvstrata_testkit::conformance::{Factory, Ignored, Subject, Suite};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use pretend::Pretend;
-use via::{Hang, via};
+use via::{hang, via};
 
 /// Stores of one kind of memory.
 struct Gds {
@@ -67,7 +67,7 @@ impl Factory for Gds {
                 let opened = make(cx).map(|(adapter, _)| adapter);
                 Box::pin(async move { opened })
             })),
-            device: Some(Hang::new(gds)),
+            device: Some(hang(gds)),
             keep: Box::new(dir),
             ..Subject::new(adapter)
         })

@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use kvstrata_core::{Error, ErrorKind, Instant, ObjectKey, Result};
 use kvstrata_l2::{
     Adapter, Answer, Context, Driver, Found, Get, GetItem, GetSink, Keys, L2Desc, L2List, L2Remove, L2Store,
-    L2Usage, ListPage, Loaded, MemoryKinds, Miss, Probe, Put, PutItem, PutSink, StoreUsage, Timer, closed,
+    L2Usage, ListPage, Loaded, MemoryKinds, Miss, PartUsage, Probe, Put, PutItem, PutSink, StoreUsage, Timer,
+    closed,
 };
 use parking_lot::Mutex;
 
@@ -199,6 +200,10 @@ impl L2List for Inner {
 impl L2Usage for Inner {
     fn usage(&self) -> StoreUsage {
         self.device.objects.usage()
+    }
+
+    fn parts(&self) -> Vec<PartUsage> {
+        Vec::new()
     }
 }
 

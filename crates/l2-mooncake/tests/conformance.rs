@@ -3,8 +3,8 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,10 +12,10 @@ use std::time::Duration;
 use common::Cluster;
 use kvstrata_core::{Error, ErrorKind, Result};
 use kvstrata_l2::{Adapter, Context, MemoryKinds};
-use kvstrata_l2_fault::{FaultConfig, Injector};
-use kvstrata_l2_mooncake::{Attach, Capi, MooncakeConfig, MooncakeStore, PerKey, Route};
+use kvstrata_l2_fault::{Fault, FaultConfig, Injector, Op, Rule};
+use kvstrata_l2_mooncake::{Attach, MooncakeConfig, MooncakeStore, PerKey, Route};
 use kvstrata_mem::Region;
-use kvstrata_mooncake_sys::{Library, Setup, Source, Target};
+use kvstrata_mooncake_sys::{Source, Target};
 use kvstrata_testkit::conformance::{Damage, Device, Factory, Ignored, Subject, Suite};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -178,10 +178,12 @@ fn trials(mode: &str, suite: &Suite, shared_only: bool, why_not: Option<&str>) -
     cases.collect()
 }
 
-/// With a fault injector around it that injects nothing: it must not lose any of the promises.
+/// Also with every third key of every call held up by a fault injector around it: no promise may be lost by that. What
+/// faults that do change answers come to is in `live.rs`.
 fn with_faults(suite: Suite) -> Suite {
     suite.layer("fault", |adapter, cx| {
-        let config: FaultConfig = serde_json::from_value(serde_json::json!({})).expect("settings");
+        let delay = |op| Rule { every: Some(3), delay_ms: Some(1), ..Rule::new(op, Fault::Delay) };
+        let config = FaultConfig::scripted(Op::ALL.into_iter().map(delay).collect());
         Injector::new(adapter, &config, cx.clone()).expect("an injector").adapter()
     })
 }
@@ -216,33 +218,9 @@ fn restarted(master: bool) -> (Cluster, Arc<dyn Route>) {
     (cluster, route)
 }
 
-/// The stand-in, compiled.
-fn stub(dir: &Path) -> Result<PathBuf, String> {
-    let (from, to) =
-        (concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stub/store.c"), dir.join("libmooncake_store.so"));
-    let cc =
-        Command::new("cc").args(["-shared", "-fPIC", "-O1", "-pthread", "-o"]).arg(&to).arg(from).output();
-    let out = cc.map_err(|e| format!("no C compiler (cc): {e}"))?;
-    match out.status.success() {
-        true => Ok(to),
-        false => panic!("cc: {}", String::from_utf8_lossy(&out.stderr)),
-    }
-}
-
+/// A way through the stand-in, which hangs by a file.
 fn capi(dir: &Path) -> Result<Shared, String> {
-    let path = stub(dir)?;
-    let library = Library::load(&path).map_err(|e| e.to_string())?;
-    let hung = dir.join("hung");
-    let setup = Setup {
-        local_hostname: "localhost",
-        metadata_server: "P2PHANDSHAKE",
-        global_segment_size: 1 << 20,
-        local_buffer_size: 1 << 20,
-        protocol: "tcp",
-        device_name: hung.to_str().unwrap_or_default(),
-        master_server_address: "localhost:1",
-    };
-    let route = Arc::new(Capi::connect(&library, &path, &setup, true).map_err(|e| e.to_string())?);
+    let (route, hung) = common::stub(dir)?;
     let hang = move |on: bool| {
         let done = if on { std::fs::write(&hung, "") } else { std::fs::remove_file(&hung) };
         done.expect("the stand-in's switch");
@@ -251,7 +229,7 @@ fn capi(dir: &Path) -> Result<Shared, String> {
             std::thread::sleep(Duration::from_millis(20));
         }
     };
-    Ok(Shared { route, hang: Arc::new(hang) })
+    Ok(Shared { route: Arc::new(route), hang: Arc::new(hang) })
 }
 
 fn main() -> ExitCode {

@@ -4,6 +4,7 @@
 mod common;
 
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use kvstrata_core::{
 use kvstrata_l2::{
     Adapter, Answer, Checked, Context, Get, GetItem, Miss, Probe, Put, PutItem, Stored, Verify,
 };
+use kvstrata_l2_fault::{Fault, FaultConfig, Injector};
 use kvstrata_l2_mooncake::{Attach, Code, MooncakeConfig, MooncakeStore, Route};
 use kvstrata_mem::{Allocate, Pool};
 use kvstrata_mooncake_sys::{Source, Target};
@@ -401,6 +403,110 @@ fn failing_batches_leak_nothing() {
     rig.finish();
 }
 
+/// Faults of all classes, below the checks and above a live cluster: no wrong byte, and no buffer left.
+fn a_storm_of_faults_yields_no_wrong_byte() {
+    let cluster = Cluster::start("256MB");
+    let rig = Rig::open(&cluster.config(), 64 << 20).expect("an adapter");
+    let classes: Vec<_> =
+        Fault::ALL.into_iter().filter(|f| !matches!(f, Fault::Hang | Fault::Panic)).collect();
+    let faults = FaultConfig { delay_ms: 1, ..FaultConfig::new(0.2, 7, &classes) };
+    let injector = Injector::new(rig.store.adapter(), &faults, rig.cx.clone()).expect("settings");
+    let adapter = Checked::new(injector.adapter(), Verify::On, rig.cx.clone()).adapter;
+    let rig = Rig { adapter, ..rig };
+    let limit = Duration::from_secs(10);
+    let (mut loaded, mut lost) = (0, 0);
+    for round in 0..60 {
+        let first = round * 7 % 40;
+        let some = keys("storm", first..first + 12);
+        drop(rig.put_as(&some, &some, 40_000, limit));
+        for answer in rig.get(&some, 40_000, limit) {
+            *if answer.is_ok() { &mut loaded } else { &mut lost } += 1;
+        }
+        drop(rig.found(&some));
+        if round % 5 == 4 {
+            let remove = rig.adapter.remove.as_ref().expect("the ability");
+            drop(rig.runtime.block_on(remove.remove(some[..4].into(), rig.within(limit))));
+        }
+    }
+    assert!(loaded > 100 && lost > 20, "{loaded} were loaded, {lost} were not");
+    let counts = injector.counts();
+    for class in classes {
+        assert!(counts.of(class).injected > 0, "{} never happened", class.name());
+    }
+    rig.finish();
+}
+
+/// Connections break, the client lives: calls end with an answer that is right, and the adapter goes on with new ones.
+fn a_broken_connection_to_a_living_client_is_replaced() {
+    let cluster = Cluster::start("256MB");
+    let rig = Rig::open(&cluster.config(), 128 << 20).expect("an adapter");
+    let all = keys("cut", 0..16);
+    assert!(rig.put(&all, 1 << 20).iter().all(Result::is_ok));
+    let done = AtomicBool::new(false);
+    let cuts = std::thread::scope(|s| {
+        let cutter = s.spawn(|| {
+            let mut cuts = 0;
+            while !done.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(3));
+                cuts += common::cut(cluster.client(0));
+            }
+            cuts
+        });
+        for round in 0..40 {
+            let limit = Duration::from_secs(20);
+            // Each is right or said to be missing or failed.
+            drop(rig.get(&all, 1 << 20, limit));
+            let more = keys("cut", 100 + round..102 + round);
+            drop(rig.put_as(&more, &more, 1 << 20, limit));
+        }
+        done.store(true, Ordering::Relaxed);
+        cutter.join().expect("the cutter")
+    });
+    assert!(cuts > 20, "{cuts} connections were broken");
+    let again = (0..40).any(|_| {
+        let right = rig.get(&all, 1 << 20, Duration::from_secs(20)).iter().all(std::result::Result::is_ok);
+        right || {
+            assert!(rig.put(&all, 1 << 20).iter().all(Result::is_ok), "stores go on");
+            false
+        }
+    });
+    assert!(again, "it goes on with new connections");
+    rig.finish();
+}
+
+/// A writer died after it had begun an object: Mooncake answers the next put of it with success and stores nothing. Here that
+/// is a failure, of this key alone.
+fn a_put_that_stored_nothing_is_no_success() {
+    let mut cluster = Cluster::with_clients(&["0", "256MB", "0"]);
+    let rig = Rig::open(&cluster.config(), 64 << 20).expect("an adapter");
+    let all = keys("claimed", 0..3);
+    let name = [format!("{}{}", rig.store.key_prefix(), all[1])];
+    let buf = common::filled(&rig.pool, &pattern(0));
+    common::signal(cluster.client_pid(1), true);
+    let writer = Attach::connect(cluster.client(2), None, common::run()).expect("the client");
+    std::thread::scope(|s| {
+        let put = s.spawn(|| writer.put_from(&name, &[Source::of(&buf)]));
+        std::thread::sleep(Duration::from_millis(700));
+        assert!(!put.is_finished(), "the owner stands still");
+        cluster.kill_client(2);
+        assert!(put.join().expect("a thread").is_err(), "its client is dead");
+    });
+    writer.close();
+    common::signal(cluster.client_pid(1), false);
+    // What Mooncake says by itself.
+    let plain = Attach::connect(cluster.client(0), None, common::run()).expect("the client");
+    assert_eq!(plain.put_from(&name, &[Source::of(&buf)]).expect("a put"), [Ok(())]);
+    assert!(matches!(plain.exists(&name).expect("an answer")[..], [Ok(false)]));
+    plain.close();
+    drop(buf);
+    let answers = rig.put(&all, LEN);
+    assert!(answers[0].is_ok() && answers[2].is_ok(), "{answers:?}");
+    assert_eq!(answers[1].as_ref().expect_err("nothing was stored").kind(), ErrorKind::Busy);
+    let got = rig.get(&all, LEN, Duration::from_secs(20));
+    assert!(got[0].is_ok() && got[1].is_err() && got[2].is_ok(), "{got:?}");
+    rig.finish();
+}
+
 /// LMCache's objects in both forms, bit for bit.
 fn lmcaches_forms_are_kept() {
     let cluster = Cluster::start("256MB");
@@ -480,6 +586,9 @@ fn main() -> ExitCode {
         a_slow_owner_and_a_dead_one
         an_expired_attachment_is_renewed_once
         failing_batches_leak_nothing
+        a_storm_of_faults_yields_no_wrong_byte
+        a_broken_connection_to_a_living_client_is_replaced
+        a_put_that_stored_nothing_is_no_success
         lmcaches_forms_are_kept
         what_is_not_there_fails_at_the_start
     };

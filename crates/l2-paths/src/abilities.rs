@@ -6,11 +6,13 @@ use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use kvstrata_core::{Error, ErrorKind, Instant, Result};
-use kvstrata_l2::{Call, Keys, L2List, L2Quotas, L2Remove, L2Usage, ListPage, StoreUsage, TenantUsage, all};
+use kvstrata_l2::{
+    Call, Keys, L2List, L2Quotas, L2Remove, L2Usage, ListPage, PartUsage, StoreUsage, TenantUsage, all,
+};
 
-use crate::Paths;
 use crate::path::{Door, Path, Way};
 use crate::paths::{Inner, none_open};
+use crate::{PathState, PathView, Paths};
 
 #[async_trait]
 impl L2Remove for Paths {
@@ -130,6 +132,20 @@ impl L2Usage for Inner {
                 ..sum
             },
         )
+    }
+
+    fn parts(&self) -> Vec<PartUsage> {
+        let part = |view: PathView| PartUsage {
+            name: view.place.name,
+            state: view.state.name(),
+            states: &PathState::NAMES,
+            in_service: view.state == PathState::Live,
+            usage: view.usage,
+            errors: view.errors,
+            outages: view.outages,
+            why: view.why.map(|why| why.to_string()),
+        };
+        self.paths.iter().map(Path::view).map(part).collect()
     }
 }
 

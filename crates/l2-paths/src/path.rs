@@ -48,6 +48,10 @@ pub enum PathState {
 }
 
 impl PathState {
+    /// The names of all of them.
+    pub const NAMES: [&'static str; 4] =
+        [Self::Live.name(), Self::Out.name(), Self::Returning.name(), Self::Closed.name()];
+
     /// Its name in metrics.
     pub const fn name(self) -> &'static str {
         match self {

@@ -11,7 +11,7 @@ use kvstrata_l2_fs::{FsConfig, FsContext, FsStore};
 use kvstrata_l2_mock::{Damage as Rot, Mock, MockConfig};
 use kvstrata_l2_paths::{Member, Paths, PathsOptions};
 use kvstrata_policy::{Place, SHARDING_NAMES, Sharding};
-use kvstrata_testkit::conformance::{Damage, Device, Factory, Ignored, Subject, Suite};
+use kvstrata_testkit::conformance::{BusyThreads, Damage, Device, Factory, Ignored, Subject, Suite};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 #[path = "../../l2-fs/tests/common/mod.rs"]
@@ -48,7 +48,7 @@ impl Device for Hung<Mock> {
     }
 }
 
-impl Device for Hung<Arc<files::Hang>> {
+impl Device for Hung<Arc<BusyThreads>> {
     fn hang(&self) {
         self.0.iter().for_each(|one| one.hang());
     }
@@ -63,8 +63,8 @@ struct Mocks(Sharding, usize);
 #[async_trait::async_trait]
 impl Factory for Mocks {
     async fn open(&self, cx: Context, capacity: Option<u64>) -> Result<Subject> {
-        // An object does not straddle paths, and memory evicts nothing: one has the room, and the others are always full.
-        let room = |bytes: u64, i| if i == 0 { bytes + 1 - self.1 as u64 } else { 1 };
+        let (n, rest) = (self.1 as u64, |bytes: u64, i| if i == 0 { bytes % self.1 as u64 } else { 0 });
+        let room = |bytes: u64, i| bytes / n + rest(bytes, i);
         let gb = |i| capacity.map_or(1.0, |bytes| gib(room(bytes, i)));
         let mocks: Result<Vec<Mock>> =
             (0..self.1).map(|i| Mock::open(&MockConfig::new(gb(i), 100.0), cx.clone())).collect();
@@ -115,7 +115,7 @@ impl Factory for Files {
         let configs: Result<Vec<_>> = (0..self.1).map(|i| Ok((config(i), Arc::new(disk()?)))).collect();
         let configs = configs?;
         let roots: Vec<PathBuf> = configs.iter().map(|(config, _)| config.base_path.clone()).collect();
-        let hang = configs.iter().map(|(_, disk)| files::Hang::new(Arc::clone(disk))).collect();
+        let hang = configs.iter().map(|(_, disk)| files::hang(Arc::clone(disk))).collect();
         let (sharding, damaged) = (self.0, Arc::clone(&configs[0].1));
         let adapter = open(sharding, &configs, cx)?;
         let configs = Arc::new(configs);
@@ -126,7 +126,7 @@ impl Factory for Files {
         Ok(Subject {
             reopen: Some(Box::new(reopen)),
             damage: Some(Box::new(move |how| files::damage(&*damaged, &roots, how))),
-            device: Some(Arc::new(Hung::<Arc<files::Hang>>(hang))),
+            device: Some(Arc::new(Hung::<Arc<BusyThreads>>(hang))),
             keep: Box::new(dir),
             ..Subject::new(adapter)
         })
@@ -139,17 +139,10 @@ fn trials(name: &str, suite: &Suite, whole: bool, may_ignore: &[&'static str]) -
     let cases = cases.filter(|case| run(case.name()));
     let cases = cases.map(|case| {
         let may_ignore = may_ignore.iter().any(|part| case.name().contains(part));
-        let whole_limit = name.ends_with("/mock") && case.name().contains("usage_never_exceeds_the_limit");
-        Trial::ignorable_test(format!("{name}/{}", case.name()), move || {
-            match if whole_limit { Ok(()) } else { case.run() } {
-                // The case fills a limit to the last byte, and memory on several paths cannot: an object lies on one of them.
-                _ if whole_limit => {
-                    Ok(Completion::ignored_with("a limit on several paths is not filled whole"))
-                }
-                Ok(()) => Ok(Completion::Completed),
-                Err(Ignored(reason)) if may_ignore => Ok(Completion::ignored_with(reason)),
-                Err(Ignored(reason)) => Err(Failed::from(format!("did not run, and has to: {reason}"))),
-            }
+        Trial::ignorable_test(format!("{name}/{}", case.name()), move || match case.run() {
+            Ok(()) => Ok(Completion::Completed),
+            Err(Ignored(reason)) if may_ignore => Ok(Completion::ignored_with(reason)),
+            Err(Ignored(reason)) => Err(Failed::from(format!("did not run, and has to: {reason}"))),
         })
     });
     cases.collect()

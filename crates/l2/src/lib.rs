@@ -59,7 +59,8 @@ pub use request::{Answer, Found, Get, GetItem, Keys, Loaded, Miss, Probe, Put, P
 pub use sink::{Answered, Claim, Fail, GetSink, PutSink, Receive, Sink};
 pub use stats::{CheckCounts, CheckStats};
 pub use store::{
-    L2Desc, L2List, L2Quotas, L2Remove, L2Store, L2Usage, ListPage, MemoryKinds, StoreUsage, TenantUsage,
+    L2Desc, L2List, L2Quotas, L2Remove, L2Store, L2Usage, ListPage, MemoryKinds, PartUsage, StoreUsage,
+    TenantUsage,
 };
 pub use tenants::Tenants;
 pub use timer::{Timer, TokioTimer};

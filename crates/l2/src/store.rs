@@ -136,6 +136,29 @@ pub struct StoreUsage {
 pub trait L2Usage: Send + Sync + 'static {
     /// Now.
     fn usage(&self) -> StoreUsage;
+    /// The parts that it is made of, each as it is now: of several paths, the paths. Empty if it is one thing.
+    fn parts(&self) -> Vec<PartUsage>;
+}
+
+/// A part of a store: one of several paths.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PartUsage {
+    /// What it is called.
+    pub name: String,
+    /// Where it stands, by a name for people and metrics.
+    pub state: &'static str,
+    /// All states that there are.
+    pub states: &'static [&'static str],
+    /// Whether it stores and loads now.
+    pub in_service: bool,
+    /// How full it is.
+    pub usage: StoreUsage,
+    /// Keys that it failed.
+    pub errors: u64,
+    /// How often it was taken out of service.
+    pub outages: u64,
+    /// Why it is not open, if it is not.
+    pub why: Option<String>,
 }
 
 /// What one tenant (a cache salt) holds in a tier, and may hold.

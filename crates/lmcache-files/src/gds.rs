@@ -11,7 +11,7 @@ use kvstrata_core::{Error, ErrorKind, Instant, ObjectKey, Result};
 use kvstrata_io::{Disk, OsDisk, OsOptions};
 use kvstrata_l2::{
     Adapter, Answer, Context, Driver, Found, Get, GetItem, GetSink, Keys, L2Desc, L2List, L2Remove, L2Store,
-    L2Usage, ListPage, MemoryKinds, Pass, Probe, Put, PutItem, PutSink, StoreUsage, closed,
+    L2Usage, ListPage, MemoryKinds, PartUsage, Pass, Probe, Put, PutItem, PutSink, StoreUsage, closed,
 };
 use parking_lot::Mutex;
 
@@ -352,6 +352,10 @@ impl<D: Disk> L2Usage for LmcacheGds<D> {
     fn usage(&self) -> StoreUsage {
         let index = self.0.files.index.lock();
         StoreUsage { used: index.bytes, objects: index.objects.len() as u64, ..StoreUsage::default() }
+    }
+
+    fn parts(&self) -> Vec<PartUsage> {
+        Vec::new()
     }
 }
 

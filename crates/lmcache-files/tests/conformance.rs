@@ -4,15 +4,14 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 
 use kvstrata_core::{Error, ObjectKey, Result};
 use kvstrata_io::{Disk, IoEngine, OsDisk, OsOptions};
 use kvstrata_l2::Context;
 use kvstrata_lmcache_files::classic::{ClassicName, KeyDType, Suffix, sidecar};
 use kvstrata_lmcache_files::{GdsConfig, HEADER_BYTES, LmcacheGds};
-use kvstrata_testkit::conformance::{Damage, Device, Factory, Subject, Suite};
-use parking_lot::Mutex;
+use kvstrata_testkit::conformance::{BusyThreads, Damage, Factory, Subject, Suite};
 
 /// Writable directories, each of its own.
 struct Gds;
@@ -41,7 +40,7 @@ impl Factory for Gds {
         Ok(Subject {
             reopen: Some(Box::new(reopen)),
             damage: Some(Box::new(move |d| damage(&root, d))),
-            device: Some(Arc::new(Hang { disk, held: Mutex::default() })),
+            device: Some(hang(disk)),
             keep: Box::new(dir),
             ..Subject::new(gds.adapter())
         })
@@ -83,37 +82,11 @@ fn damage(root: &Path, damage: Damage<'_>) -> bool {
 }
 
 /// Hangs a disk by keeping all its threads busy.
-struct Hang {
-    disk: Arc<OsDisk>,
-    held: Mutex<Vec<mpsc::Sender<()>>>,
-}
-
-impl Device for Hang {
-    fn hang(&self) {
-        let mut held = self.held.lock();
-        for _ in 0..self.disk.engine().threads() {
-            let (release, gate) = mpsc::channel::<()>();
-            let (up, started) = mpsc::channel();
-            let job = move || {
-                up.send(()).expect("the test waits");
-                gate.recv().ok();
-            };
-            self.disk.engine().spawn(true, Box::new(job)).ok().expect("an open engine");
-            // This thread of the engine has ended what it did before.
-            started.recv().expect("a free thread");
-            held.push(release);
-        }
-    }
-
-    fn resume(&self) {
-        self.held.lock().clear();
-    }
-}
-
-impl Drop for Hang {
-    fn drop(&mut self) {
-        self.resume();
-    }
+fn hang(disk: Arc<OsDisk>) -> Arc<BusyThreads> {
+    let threads = disk.engine().threads();
+    Arc::new(BusyThreads::new(threads, move |job| {
+        disk.engine().spawn(true, job).ok().expect("an open engine");
+    }))
 }
 
 fn main() -> ExitCode {

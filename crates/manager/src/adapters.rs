@@ -99,6 +99,7 @@ impl Attached {
             id: self.id,
             name: self.adapter.store.desc().name.clone(),
             usage: self.adapter.usage.as_ref().map(|u| u.usage()),
+            parts: self.adapter.usage.as_ref().map(|u| u.parts()).unwrap_or_default(),
             checks: self.checks.counts(),
             meter: self.meter.counts(),
             breaker: self.breaker.as_ref().map(|b| b.view()),

@@ -1,6 +1,6 @@
 //! What happened, counted.
 
-use kvstrata_l2::{BreakerView, CheckCounts, LimitCounts, MeterCounts, StoreUsage};
+use kvstrata_l2::{BreakerView, CheckCounts, LimitCounts, MeterCounts, PartUsage, StoreUsage};
 use kvstrata_mem::Usage;
 
 /// Counts since the start. Every refusal and every loss has a counter of its own.
@@ -96,6 +96,8 @@ pub struct AdapterUsage {
     pub name: String,
     /// How full it is, if it says so.
     pub usage: Option<StoreUsage>,
+    /// Its parts, if it is made of several and says so: the paths of one that has many.
+    pub parts: Vec<PartUsage>,
     /// What the digest check counted: bytes moved, misses by reason, loads that could not be verified.
     pub checks: CheckCounts,
     /// Calls by outcome, bytes, and how long each key took.

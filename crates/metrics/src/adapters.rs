@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use kvstrata_l2::{Miss, OpCounts, Phase};
+use kvstrata_l2::{Miss, OpCounts, PartUsage, Phase};
 use kvstrata_manager::AdapterUsage;
 
 use crate::page::{Labels, Page};
@@ -11,7 +11,53 @@ pub(crate) fn write(page: &mut Page<'_>, adapters: &[AdapterUsage]) -> fmt::Resu
     room(page, adapters)?;
     checks(page, adapters)?;
     calls(page, adapters)?;
-    health(page, adapters)
+    health(page, adapters)?;
+    parts(page, adapters)
+}
+
+fn of<'a>(adapter: &'a AdapterUsage, part: &'a PartUsage) -> Labels<'a> {
+    with(adapter, &[("path", part.name.as_str())])
+}
+
+/// The paths of adapters that have several.
+fn parts(page: &mut Page<'_>, adapters: &[AdapterUsage]) -> fmt::Result {
+    let each = || adapters.iter().flat_map(|a| a.parts.iter().map(move |part| (a, part)));
+    page.gauge(
+        "kvstrata_l2_path",
+        "1 for the state that a path is in: live, out, returning, closed",
+        each().flat_map(|(a, part)| {
+            let is = |state: &&'static str| {
+                let labels = with(a, &[("path", part.name.as_str()), ("state", *state)]);
+                (labels, f64::from(u8::from(part.state == *state)))
+            };
+            part.states.iter().map(is).collect::<Vec<_>>()
+        }),
+    )?;
+    page.gauge(
+        "kvstrata_l2_path_used_bytes",
+        "Bytes taken on a path, headers and rounding included; 0 while it is closed",
+        each().map(|(a, part)| (of(a, part), part.usage.used as f64)),
+    )?;
+    page.gauge(
+        "kvstrata_l2_path_capacity_bytes",
+        "The hard limit of a path; absent without one",
+        each().filter_map(|(a, part)| Some((of(a, part), part.usage.capacity? as f64))),
+    )?;
+    page.gauge(
+        "kvstrata_l2_path_objects",
+        "Objects that can be found on a path",
+        each().map(|(a, part)| (of(a, part), part.usage.objects as f64)),
+    )?;
+    page.counter(
+        "kvstrata_l2_path_errors",
+        "Keys that a path failed, those refused while it was out left aside",
+        each().map(|(a, part)| (of(a, part), part.errors)),
+    )?;
+    page.counter(
+        "kvstrata_l2_path_outages",
+        "How often a path was taken out of service",
+        each().map(|(a, part)| (of(a, part), part.outages)),
+    )
 }
 
 fn with<'a>(adapter: &'a AdapterUsage, more: &[(&'a str, &'a str)]) -> Labels<'a> {

@@ -144,14 +144,14 @@ struct Operation {
 #[derive(Clone, Copy)]
 pub(crate) struct Place(usize);
 
-/// By model and salt.
-type Tenants = BTreeMap<(String, String), Arc<Mutex<TenantCounts>>>;
+/// A tenant: the model, and the cache salt.
+type Tenant = (String, String);
 
 /// The counters. Recording takes no lock but that of the tenants, for as long as it takes to find one.
 #[derive(Debug)]
 pub(crate) struct RequestCounters {
     operations: Vec<Operation>,
-    tenants: Mutex<Tenants>,
+    tenants: Mutex<BTreeMap<Tenant, Arc<Mutex<TenantCounts>>>>,
     lookup_latency: Histogram,
     lookup_ends: [AtomicU64; 5],
 }

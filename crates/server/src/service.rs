@@ -101,6 +101,7 @@ impl Service {
         add(&this.counters.requests, 1);
         let (place, begun) = (RequestCounters::place(&request), this.now());
         match self.answer(client, request) {
+            // A stream lasts as long as its follower: how long says nothing.
             Ok(answer @ (Answer::Now(_) | Answer::Stream(_))) => {
                 this.tally.answered(place, this.now() - begun, false);
                 Ok(answer)
@@ -244,8 +245,8 @@ impl Service {
             locked_chunks: jobs.iter().map(|j| j.pins()).sum(),
             leases,
             quarantined,
-            oldest,
             followers: this.events.followers(),
+            oldest,
             workers,
             counts: this.counters.counts(),
         }
@@ -323,9 +324,9 @@ impl Inner {
             }
         };
         let inner = Arc::clone(self);
-        let (model, salt) = (key.model.clone(), key.salt.clone());
         // Chunks that come back from L2 are news to those who follow.
         let tokens = self.events.on().then(|| key.tokens.clone());
+        let (model, salt) = (key.model.clone(), key.salt.clone());
         let mut work = Box::pin(async move {
             let (hashes, chunk) = (&asked.hashes, inner.options.chunk_tokens);
             let bound = tokens.as_ref().map(|t| inner.events.bind(hashes, t, chunk, 0..asked.chunks));

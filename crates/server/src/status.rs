@@ -119,7 +119,7 @@ pub struct Status {
     pub leases: usize,
     /// Transfers whose time ran out, and whose buffers are kept until their worker is gone.
     pub quarantined: usize,
-    /// The oldest of those.
+    /// The oldest pin of each kind.
     pub oldest: PinAges,
     /// Clients that follow the events.
     pub followers: usize,

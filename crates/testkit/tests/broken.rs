@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use kvstrata_core::{Error, ErrorKind, Instant, Result};
 use kvstrata_l2::{
     Adapter, Answer, Context, Found, Get, GetSink, Keys, L2Desc, L2List, L2Remove, L2Store, L2Usage,
-    ListPage, Loaded, Probe, Put, PutSink, StoreUsage, Stored, timed_out, until,
+    ListPage, Loaded, PartUsage, Probe, Put, PutSink, StoreUsage, Stored, timed_out, until,
 };
 use kvstrata_l2_mock::{Damage as Rot, Mock, MockConfig};
 use kvstrata_testkit::conformance::{Damage, Device, Factory, Subject, Suite};
@@ -236,6 +236,10 @@ impl L2Usage for Abilities {
             _ => {}
         }
         usage
+    }
+
+    fn parts(&self) -> Vec<PartUsage> {
+        self.inner.usage.as_ref().unwrap().parts()
     }
 }
 

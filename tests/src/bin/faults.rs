@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use kvstrata_tests::faults::{Options, run, watch_panics};
+use kvstrata_tests::kill::LayoutName;
 use kvstrata_tests::report::{Progress, end};
 
 /// Injects faults below the digest check until so many took effect, and fails if there was one wrong byte, one leak or one
@@ -31,6 +32,12 @@ struct Args {
     /// thread
     #[arg(long, value_name = "MS", default_value_t = 2000)]
     margin_ms: u64,
+    /// How objects lie in files; by default both in turns
+    #[arg(long, value_enum)]
+    layout: Option<LayoutName>,
+    /// Paths with a store each, where objects are in files; by default one and three in turns
+    #[arg(long, value_name = "N")]
+    paths: Option<std::num::NonZeroUsize>,
     /// Print JSON instead of the table
     #[arg(long)]
     json: bool,
@@ -44,6 +51,8 @@ fn main() -> ExitCode {
         seed: args.seed,
         threads,
         margin: Duration::from_millis(args.margin_ms),
+        layout: args.layout,
+        paths: args.paths.map(Into::into),
     };
     let panics = watch_panics();
     let mut progress = Progress::new("faults", args.count);

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use kvstrata_tests::kill::{ChildArgs, Options, child, run};
+use kvstrata_tests::kill::{ChildArgs, LayoutName, Options, child, run};
 use kvstrata_tests::report::{Progress, end};
 
 /// Kills a process that stores at full speed with SIGKILL at random moments, opening included, and checks after each kill
@@ -12,9 +12,9 @@ use kvstrata_tests::report::{Progress, end};
 ///
 /// What must hold: every file under an object's name is whole; the index has what the directory has, with and without its
 /// snapshot; everything listed loads byte for byte; what was acknowledged is there unless it was evicted, and what was
-/// removed stays removed; usage, and what `du` says, are within the capacity; nothing unfinished stays behind. Four
-/// directories take turns: with and without eviction, through the manager and through the adapter, with each degree of
-/// `sync`.
+/// removed stays removed; usage, and what `du` says, are within the capacity; nothing unfinished stays behind. Directories
+/// take turns: files and segments, one path and three, with and without eviction, through the manager and through the
+/// adapter, with each degree of `sync`.
 #[derive(Parser, Debug)]
 #[command(name = "cargo xtask kill", args_conflicts_with_subcommands = true)]
 struct Args {
@@ -27,6 +27,12 @@ struct Args {
     /// The longest that a process lives, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 300)]
     longest_ms: u64,
+    /// Only where objects lie like this in files; by default both take turns
+    #[arg(long, value_enum)]
+    layout: Option<LayoutName>,
+    /// Only where there are so many paths with a store each, 1 or 3; by default both take turns
+    #[arg(long, value_name = "N")]
+    paths: Option<usize>,
     /// Print JSON instead of the table
     #[arg(long)]
     json: bool,
@@ -53,7 +59,14 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let options = Options { program, rounds: args.rounds, seed: args.seed, longest_ms: args.longest_ms };
+    let options = Options {
+        program,
+        rounds: args.rounds,
+        seed: args.seed,
+        longest_ms: args.longest_ms,
+        layout: args.layout,
+        paths: args.paths,
+    };
     let mut progress = Progress::new("kill", args.rounds);
     let report = run(&options, &mut progress);
     drop(progress);

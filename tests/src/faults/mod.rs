@@ -18,6 +18,7 @@ use kvstrata_l2_fault::Fault;
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::kill::LayoutName;
 use crate::report::{Progress, number, table};
 pub use outcome::{Became, Outcome};
 
@@ -37,6 +38,10 @@ pub struct Options {
     pub threads: usize,
     /// How long after its deadline a call over files may end; over memory time is virtual and the margin is none.
     pub margin: Duration,
+    /// How objects lie in files; `None` for both.
+    pub layout: Option<LayoutName>,
+    /// Paths with a store each, where objects are in files; `None` for one and three.
+    pub paths: Option<usize>,
 }
 
 /// Where objects are.
@@ -55,6 +60,8 @@ struct Unit {
     goal: u64,
     seed: u64,
     buffer_only: bool,
+    layout: LayoutName,
+    paths: usize,
 }
 
 impl Unit {
@@ -73,7 +80,11 @@ impl Unit {
 impl fmt::Display for Unit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let class = self.class.map_or("all", Fault::name);
-        write!(f, "{class} over {:?}, seed {:#x}", self.medium, self.seed)
+        write!(f, "{class} over {:?}", self.medium)?;
+        if self.medium == Medium::Files {
+            write!(f, " ({:?} on {} paths)", self.layout, self.paths)?;
+        }
+        write!(f, ", seed {:#x}", self.seed)
     }
 }
 
@@ -88,7 +99,10 @@ fn plan(options: &Options) -> Vec<Unit> {
             let seed = kvstrata_testkit::rng::mix(options.seed ^ n << 32) | 1;
             // Alone, a class is seen best where L1 answers nothing; together both are tried.
             let buffer_only = class.is_some() || n.is_multiple_of(2);
-            units.push(Unit { medium, class, goal, seed, buffer_only });
+            let layout = if seed % 4 < 2 { LayoutName::Slab } else { LayoutName::Files };
+            let layout = options.layout.unwrap_or(layout);
+            let paths = options.paths.unwrap_or(if seed >> 2 & 1 == 0 { 1 } else { 3 });
+            units.push(Unit { medium, class, goal, seed, buffer_only, layout, paths });
         }
     };
     // What takes the longest comes first.

@@ -1,6 +1,7 @@
 //! One world: the whole stack over one medium, engines at work, faults of one class or of all, until enough took effect.
 
 use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,13 +11,15 @@ use kvstrata_disk::{FsckOptions, Writer, fsck};
 use kvstrata_io::{OsDisk, OsOptions};
 use kvstrata_l2::{Adapter, Breaker, BreakerOptions, Context, LimitOptions, Phase, Timer};
 use kvstrata_l2_fault::{Fault, FaultConfig, Injector};
-use kvstrata_l2_fs::{FsConfig, LayoutChoice, open_os};
+use kvstrata_l2_fs::{FsConfig, open_os};
 use kvstrata_l2_mock::{Mock, MockConfig};
+use kvstrata_l2_paths::{Member, Paths, PathsOptions};
 use kvstrata_manager::{
     AdapterOptions, Grant, Hits, InFlight, Layouts, LoadAnswer, LoadMode, Manager, Options, Parts, Reserved,
     Wait,
 };
 use kvstrata_mem::{HeapRegion, Slab};
+use kvstrata_policy::{Place, Sharding};
 use kvstrata_testkit::rng::Rng;
 use kvstrata_testkit::{payload, trace};
 use parking_lot::Mutex;
@@ -60,6 +63,36 @@ pub(super) fn play(unit: &Unit, margin: Duration, done: &AtomicU64) -> Outcome {
     })
 }
 
+/// The directories of a unit's stores.
+fn dirs(unit: &Unit, dir: &Path) -> Vec<PathBuf> {
+    match unit.paths {
+        1 => vec![dir.to_path_buf()],
+        n => (0..n).map(|n| dir.join(format!("path-{n}"))).collect(),
+    }
+}
+
+/// A store on files, or several with a path each.
+fn on_files(unit: &Unit, dir: &Path, breaker: &BreakerOptions, cx: &Context) -> Adapter {
+    let writer = Writer { pid: std::process::id(), id: unit.seed };
+    let open = |dir: PathBuf| {
+        let max_capacity_gb = 0.25 / unit.paths as f64;
+        let config = FsConfig { max_capacity_gb, layout: unit.layout.into(), ..FsConfig::new(dir) };
+        open_os(&config, cx.clone(), writer, vec![], None).expect("a new store").adapter()
+    };
+    let mut each: Vec<Adapter> = dirs(unit, dir).into_iter().map(open).collect();
+    if each.len() == 1 {
+        return each.remove(0);
+    }
+    let member = |(n, adapter): (usize, Adapter)| Member {
+        place: Place { name: n.to_string(), weight: 1, devices: vec![] },
+        adapter: Ok(adapter),
+        open: None,
+    };
+    let members = each.into_iter().enumerate().map(member).collect();
+    let options = PathsOptions { breaker: breaker.clone(), ..PathsOptions::default() };
+    Paths::new("fs", Sharding::ByKey, members, options, cx.clone()).expect("good options").adapter()
+}
+
 struct World {
     unit: Unit,
     margin: Duration,
@@ -87,24 +120,6 @@ impl World {
     fn open(unit: &Unit, margin: Duration) -> Arc<Self> {
         let cx = Context::tokio(tokio::runtime::Handle::current());
         let dir = (unit.medium == Medium::Files).then(|| tempfile::tempdir().expect("a directory"));
-        let inner = match &dir {
-            None => Mock::open(&MockConfig::new(0.25, 1000.0), cx.clone()).expect("good settings").adapter(),
-            Some(dir) => {
-                // Half of the worlds have a file for each object, half have segments.
-                let layout = if unit.seed % 4 < 2 { LayoutChoice::Slab } else { LayoutChoice::Files };
-                let config = FsConfig { max_capacity_gb: 0.25, layout, ..FsConfig::new(dir.path()) };
-                let writer = Writer { pid: std::process::id(), id: unit.seed };
-                open_os(&config, cx.clone(), writer, vec![], None).expect("a new store").adapter()
-            }
-        };
-        let classes = unit.class.map_or(Fault::ALL.to_vec(), |class| vec![class]);
-        let config = FaultConfig {
-            // Some deadlines are shorter, so that there are delays that change an answer.
-            delay_ms: if dir.is_some() { 20 } else { 40 },
-            hang_ms: Some(if dir.is_some() { 250 } else { 400 }),
-            ..FaultConfig::new(unit.rate(), (unit.seed >> 1) as i64, &classes)
-        };
-        let injector = Injector::new(inner, &config, cx.clone()).expect("good settings");
         let breaker = BreakerOptions {
             consecutive: 12,
             ratio: 0.9,
@@ -114,6 +129,18 @@ impl World {
             cool_down: 2 * MS,
             cool_down_max: 16 * MS,
         };
+        let inner = match &dir {
+            None => Mock::open(&MockConfig::new(0.25, 1000.0), cx.clone()).expect("good settings").adapter(),
+            Some(dir) => on_files(unit, dir.path(), &breaker, &cx),
+        };
+        let classes = unit.class.map_or(Fault::ALL.to_vec(), |class| vec![class]);
+        let config = FaultConfig {
+            // Some deadlines are shorter, so that there are delays that change an answer.
+            delay_ms: if dir.is_some() { 20 } else { 40 },
+            hang_ms: Some(if dir.is_some() { 250 } else { 400 }),
+            ..FaultConfig::new(unit.rate(), (unit.seed >> 1) as i64, &classes)
+        };
+        let injector = Injector::new(inner, &config, cx.clone()).expect("good settings");
         // The manager lists nothing, so its breaker does not stand before a listing.
         let lister = Breaker::new(injector.adapter(), breaker.clone(), &cx).expect("good options").adapter;
         let region = HeapRegion::new((CACHE + STAGING) as usize).expect("memory");
@@ -503,10 +530,12 @@ impl World {
             writer: Writer { pid: std::process::id(), id: self.unit.seed },
         };
         let disk = OsDisk::new(OsOptions { threads: 1, ..OsOptions::default() }).expect("a thread");
-        match fsck(&disk, dir.path(), &options, |_, _| {}) {
-            Ok(report) if report.is_clean() && report.strangers.is_empty() => {}
-            Ok(report) => self.wrong(format!("the store that was closed is not in order: {report:?}")),
-            Err(e) => self.wrong(format!("the store that was closed cannot be checked: {e}")),
+        for dir in dirs(&self.unit, dir.path()) {
+            match fsck(&disk, &dir, &options, |_, _| {}) {
+                Ok(report) if report.is_clean() && report.strangers.is_empty() => {}
+                Ok(report) => self.wrong(format!("the store that was closed is not in order: {report:?}")),
+                Err(e) => self.wrong(format!("the store that was closed cannot be checked: {e}")),
+            }
         }
     }
 }

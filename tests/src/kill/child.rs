@@ -77,6 +77,9 @@ pub struct ChildArgs {
     /// How objects lie in files
     #[arg(long, value_enum)]
     pub layout: LayoutName,
+    /// Directories with a store each
+    #[arg(long, default_value_t = 1)]
+    pub paths: usize,
     /// The limit in bytes
     #[arg(long)]
     pub capacity: u64,
@@ -107,6 +110,16 @@ fn list(ids: impl IntoIterator<Item = u64>) -> String {
     ids.into_iter().map(|id| id.to_string()).collect::<Vec<_>>().join(" ")
 }
 
+/// What an object takes of a store's room at most. One of segments has room in its index for objects of 64 KiB; of smaller
+/// ones it holds no more.
+pub(super) fn charge(lies: LayoutName, id: u64) -> u64 {
+    let bytes = 4096 + layout(id).bytes().next_multiple_of(4096) + 2 * 4096;
+    match lies {
+        LayoutName::Files => bytes,
+        LayoutName::Slab => bytes.max(64 << 10),
+    }
+}
+
 /// Stores until it is killed.
 pub fn child(args: &ChildArgs) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build();
@@ -123,22 +136,25 @@ pub fn child(args: &ChildArgs) -> ExitCode {
 async fn store(args: &ChildArgs) -> Result<(), String> {
     let how = How {
         dir: args.dir.clone(),
+        paths: args.paths,
         layout: args.layout.into(),
         capacity: args.capacity,
         sync: args.sync.into(),
         writer: args.seed,
+        shared: false,
     };
     let shelf = Arc::new(Shelf::open(&how).map_err(|e| format!("open: {e}"))?);
     say("open");
     let end = Instant::now() + LIFE;
     let stop = Arc::<AtomicBool>::default();
     let snapshots = {
-        let (store, stop) = (Arc::clone(shelf.fs.store()), Arc::clone(&stop));
+        let stores: Vec<_> = shelf.stores.iter().map(|one| Arc::clone(one.store())).collect();
+        let stop = Arc::clone(&stop);
         let mut rng = Rng::new(args.seed ^ 1);
         tokio::task::spawn_blocking(move || {
             while !stop.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(rng.below(60)));
-                store.write_snapshot();
+                stores.iter().for_each(|store| store.write_snapshot());
             }
         })
     };
@@ -192,7 +208,7 @@ async fn manager(args: &ChildArgs, shelf: &Shelf, end: Instant) -> Result<(), St
         cx: shelf.cx.clone(),
     };
     let manager = Manager::new(parts, Options::default()).map_err(failed)?;
-    manager.add_adapter(shelf.fs.adapter(), 1).map_err(failed)?;
+    manager.add_adapter(shelf.adapter.clone(), 1).map_err(failed)?;
     // The hook says when a key can be read from disk.
     let hook: Arc<dyn StoredHook> = Arc::new(|key: &ObjectKey| {
         say(&format!("stored {}", list(id_of(key))));
@@ -200,9 +216,16 @@ async fn manager(args: &ChildArgs, shelf: &Shelf, end: Instant) -> Result<(), St
     let scope = scope();
     let mut rng = Rng::new(args.seed);
     let mut next = args.first;
+    let mut under_way = 0;
     while Instant::now() < end {
         let ids: Vec<u64> = (next..next + 1 + rng.below(8)).collect();
         next += ids.len() as u64;
+        // What is being written takes room and cannot go: with much of it, even the newest of the others would have to.
+        under_way += ids.iter().map(|id| charge(args.layout, *id)).sum::<u64>();
+        if under_way > args.capacity / 8 {
+            manager.flush(PATIENCE).await.map_err(failed)?;
+            under_way = 0;
+        }
         let keys: Vec<ObjectKey> = ids.iter().map(|id| key(&scope, *id)).collect();
         let layouts = Layouts::Each(ids.iter().map(|id| layout(*id)).collect());
         let rq = manager.request(PATIENCE);

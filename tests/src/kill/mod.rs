@@ -36,6 +36,10 @@ pub struct Options {
     pub seed: u64,
     /// The longest life of a process, in milliseconds.
     pub longest_ms: u64,
+    /// Only places of this layout.
+    pub layout: Option<LayoutName>,
+    /// Only places with so many paths.
+    pub paths: Option<usize>,
 }
 
 /// What was found.
@@ -83,6 +87,7 @@ pub struct Report {
 struct Place {
     name: &'static str,
     layout: LayoutName,
+    paths: usize,
     capacity: u64,
     /// Whether objects have to leave.
     churn: bool,
@@ -100,7 +105,7 @@ struct Place {
 impl Place {
     fn new(
         name: &'static str,
-        layout: LayoutName,
+        (layout, paths): (LayoutName, usize),
         capacity: u64,
         churn: bool,
         sync: Syncs,
@@ -109,6 +114,7 @@ impl Place {
         Self {
             name,
             layout,
+            paths,
             capacity,
             churn,
             sync,
@@ -124,10 +130,12 @@ impl Place {
     fn how(&self, writer: u64) -> How {
         How {
             dir: self.dir.path().into(),
+            paths: self.paths,
             layout: self.layout.into(),
             capacity: self.capacity,
             sync: self.sync.into(),
             writer,
+            shared: false,
         }
     }
 
@@ -158,26 +166,44 @@ impl Place {
     }
 }
 
+/// Where processes store.
+fn places() -> Vec<Place> {
+    let (files, slab) = ((LayoutName::Files, 1), (LayoutName::Slab, 1));
+    let (files3, slab3) = ((LayoutName::Files, 3), (LayoutName::Slab, 3));
+    let (small, roomy) = (4 << 20, 1 << 30);
+    vec![
+        Place::new("files, adapter, sync none, 4 MiB", files, small, true, Syncs::None, Through::Adapter),
+        Place::new("slab, adapter, sync none, 4 MiB", slab, small, true, Syncs::None, Through::Adapter),
+        Place::new("files, manager, sync full, roomy", files, roomy, false, Syncs::Full, Through::Manager),
+        Place::new("slab, manager, sync full, roomy", slab, roomy, false, Syncs::Full, Through::Manager),
+        Place::new("3 paths of files, 12 MiB", files3, 3 * small, true, Syncs::None, Through::Adapter),
+        Place::new("3 paths of slab, roomy", slab3, roomy, false, Syncs::Data, Through::Manager),
+        Place::new("files, manager, sync none, 4 MiB", files, small, true, Syncs::None, Through::Manager),
+        Place::new("slab, manager, sync none, 4 MiB", slab, small, true, Syncs::None, Through::Manager),
+        Place::new("files, adapter, sync data, roomy", files, roomy, false, Syncs::Data, Through::Adapter),
+        Place::new("slab, adapter, sync data, roomy", slab, roomy, false, Syncs::Data, Through::Adapter),
+        Place::new("3 paths of files, roomy", files3, roomy, false, Syncs::Full, Through::Manager),
+        Place::new("3 paths of slab, 12 MiB", slab3, 3 * small, true, Syncs::None, Through::Adapter),
+    ]
+}
+
 /// Kills so often.
 pub fn run(options: &Options, progress: &mut Progress) -> Report {
     let start = Instant::now();
     let mut rng = Rng::new(options.seed);
     let mut report = Report { seed: options.seed, ..Report::default() };
-    let (files, slab) = (LayoutName::Files, LayoutName::Slab);
-    let mut places = [
-        Place::new("files, adapter, sync none, 4 MiB", files, 4 << 20, true, Syncs::None, Through::Adapter),
-        Place::new("slab, adapter, sync none, 4 MiB", slab, 4 << 20, true, Syncs::None, Through::Adapter),
-        Place::new("files, manager, sync full, roomy", files, 1 << 30, false, Syncs::Full, Through::Manager),
-        Place::new("slab, manager, sync full, roomy", slab, 1 << 30, false, Syncs::Full, Through::Manager),
-        Place::new("files, manager, sync none, 4 MiB", files, 4 << 20, true, Syncs::None, Through::Manager),
-        Place::new("slab, manager, sync none, 4 MiB", slab, 4 << 20, true, Syncs::None, Through::Manager),
-        Place::new("files, adapter, sync data, roomy", files, 1 << 30, false, Syncs::Data, Through::Adapter),
-        Place::new("slab, adapter, sync data, roomy", slab, 1 << 30, false, Syncs::Data, Through::Adapter),
-    ];
+    let mut places = places();
+    places.retain(|place| options.layout.is_none_or(|layout| layout == place.layout));
+    places.retain(|place| options.paths.is_none_or(|paths| paths == place.paths));
+    if places.is_empty() {
+        report.failures.push("there is no place of this layout with so many paths; 1 and 3 are there".into());
+        return report;
+    }
+    let turns = places.len() as u64;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build();
     let runtime = runtime.expect("a runtime");
     for round in 0..options.rounds {
-        let place = &mut places[(round % 8) as usize];
+        let place = &mut places[(round % turns) as usize];
         let before = report.failures.len();
         if kill(options, place, &mut rng, &mut report) {
             runtime.block_on(look(place, &mut rng, &mut report));
@@ -202,7 +228,7 @@ fn kill(options: &Options, place: &mut Place, rng: &mut Rng, report: &mut Report
         .arg("--dir")
         .arg(place.dir.path())
         .args(["--capacity", &place.capacity.to_string()])
-        .args(["--layout", &name_of(place.layout)])
+        .args(["--layout", &name_of(place.layout), "--paths", &place.paths.to_string()])
         .args(["--sync", &name_of(place.sync), "--through", &name_of(place.through)])
         .args(["--first", &place.next.to_string(), "--seed", &(rng.bits() | 1).to_string()])
         .stdin(Stdio::null())
@@ -261,26 +287,31 @@ fn check_files(dir: &Path, payloads: bool) -> Result<FsckReport, String> {
 
 /// Looks at a directory whose process was killed, opens it, and looks again.
 async fn look(place: &mut Place, rng: &mut Rng, report: &mut Report) {
-    let dir = place.dir.path().to_path_buf();
+    let (dir, dirs) = (place.dir.path().to_path_buf(), place.how(0).dirs());
     let mut wrong = Vec::new();
     // Before anybody has put anything right.
-    let before = match check_files(&dir, true) {
-        Ok(before) => before,
-        Err(e) => return report.failures.push(format!("the files cannot be checked: {e}")),
-    };
-    report.torn += before.bad.len() as u64;
-    report.unfinished += before.orphans.len() as u64;
-    if !before.bad.is_empty() {
-        wrong.push(format!("torn objects: {:?}", before.bad));
-    }
-    if !before.strangers.is_empty() || !before.quarantined.is_empty() {
-        wrong.push(format!("strange files: {:?} {:?}", before.strangers, before.quarantined));
-    }
-    if let FileState::Bad(why) = &before.snapshot {
-        wrong.push(format!("the snapshot is bad: {why}"));
-    }
-    if let FileState::Bad(why) = &before.manifest {
-        wrong.push(format!("the manifest is bad: {why}"));
+    let mut there = 0;
+    // A process that was killed early has not made all of them.
+    for dir in dirs.iter().filter(|dir| dir.exists()) {
+        let before = match check_files(dir, true) {
+            Ok(before) => before,
+            Err(e) => return report.failures.push(format!("the files cannot be checked: {e}")),
+        };
+        there += before.objects;
+        report.torn += before.bad.len() as u64;
+        report.unfinished += before.orphans.len() as u64;
+        if !before.bad.is_empty() {
+            wrong.push(format!("torn objects: {:?}", before.bad));
+        }
+        if !before.strangers.is_empty() || !before.quarantined.is_empty() {
+            wrong.push(format!("strange files: {:?} {:?}", before.strangers, before.quarantined));
+        }
+        if let FileState::Bad(why) = &before.snapshot {
+            wrong.push(format!("the snapshot is bad: {why}"));
+        }
+        if let FileState::Bad(why) = &before.manifest {
+            wrong.push(format!("the manifest is bad: {why}"));
+        }
     }
     let full = |wrong: &mut Vec<String>, report: &mut Report, when: &str| match du(&dir) {
         Ok(bytes) => {
@@ -292,7 +323,8 @@ async fn look(place: &mut Place, rng: &mut Rng, report: &mut Report) {
         Err(e) => wrong.push(format!("du: {e}")),
     };
     full(&mut wrong, report, "after the kill");
-    if rng.percent(30) && std::fs::remove_file(dir.join(SNAPSHOT)).is_ok() {
+    let one = &dirs[rng.below(dirs.len() as u64) as usize];
+    if rng.percent(30) && std::fs::remove_file(one.join(SNAPSHOT)).is_ok() {
         report.without_snapshot += 1;
     }
     let shelf = match Shelf::open(&place.how(rng.bits() | 1)) {
@@ -300,19 +332,19 @@ async fn look(place: &mut Place, rng: &mut Rng, report: &mut Report) {
         Err(e) => return report.failures.push(format!("the store does not open: {e}")),
     };
     report.reopened += 1;
-    let stats = shelf.fs.stats();
-    report.from_snapshot += stats.recovered_snapshot;
-    report.from_headers += stats.recovered_scan;
-    let usage = shelf.fs.store().usage();
-    if usage.used + shelf.fs.store().overhead_bytes() > place.capacity {
+    report.from_snapshot += shelf.sum(|stats| stats.recovered_snapshot);
+    report.from_headers += shelf.sum(|stats| stats.recovered_scan);
+    let usage = shelf.adapter.usage.as_ref().expect("files say how full they are").usage();
+    if shelf.taken() > place.capacity {
         wrong.push(format!("usage is above the capacity: {usage:?}"));
     }
-    if usage.objects + usage.evicted != before.objects {
-        wrong.push(format!("{} objects are there, and the index has {usage:?}", before.objects));
+    if usage.objects + usage.evicted != there {
+        wrong.push(format!("{there} objects are there, and the index has {usage:?}"));
     }
     full(&mut wrong, report, "after opening");
-    let unfinished = names(&dir.join(TMP));
-    if !unfinished.is_empty() || !names(&dir.join(QUARANTINE)).is_empty() {
+    let left = |name: &str| dirs.iter().flat_map(|dir| names(&dir.join(name))).collect::<Vec<_>>();
+    let unfinished = left(TMP);
+    if !unfinished.is_empty() || !left(QUARANTINE).is_empty() {
         wrong.push(format!("files stayed behind: {unfinished:?}"));
     }
     let listed: BTreeSet<u64> = match shelf.list().await {
@@ -348,25 +380,23 @@ async fn look(place: &mut Place, rng: &mut Rng, report: &mut Report) {
     report.failures.extend(wrong);
     place.next = place.next.max(ids.last().map_or(0, |id| id + 1));
     if !place.churn && listed.len() as u64 > ENOUGH {
-        *place = Place::new(place.name, place.layout, place.capacity, place.churn, place.sync, place.through);
+        let layout = (place.layout, place.paths);
+        *place = Place::new(place.name, layout, place.capacity, place.churn, place.sync, place.through);
     }
 }
 
 /// Holds what is listed against what was acknowledged.
 fn expect(place: &mut Place, listed: &BTreeSet<u64>, wrong: &mut Vec<String>, report: &mut Report) {
-    let charge = |id: u64| 4096 + layout(id).bytes().next_multiple_of(4096) + 2 * 4096;
     // Least recently used goes first, so a quarter of the room always has the newest.
     let mut newest: Vec<(u64, u64)> = place.stored.iter().map(|(id, at)| (*at, *id)).collect();
     newest.sort_unstable();
     let mut room = place.capacity / 4;
     for (_, id) in newest.into_iter().rev() {
-        room = room.saturating_sub(charge(id));
+        room = room.saturating_sub(child::charge(place.layout, id));
         if listed.contains(&id) {
             continue;
         }
-        // In segments what lies in the way of a new object goes with the oldest, however new it is.
-        let by_age = matches!(place.layout, LayoutName::Files);
-        if !place.churn || (by_age && room > 0) {
+        if !place.churn || room > 0 {
             wrong.push(format!("key {id} was acknowledged and is gone"));
         } else {
             report.evicted += 1;

@@ -2,6 +2,7 @@
 //! reason that is counted or does no harm, and the next store heals it.
 
 mod damage;
+pub mod segments;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -29,6 +30,8 @@ const NEVER: u64 = 1 << 32;
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
+    /// Paths with a store each.
+    pub paths: usize,
     /// Faults put in place.
     pub faults: u64,
     /// What every choice is made from.
@@ -102,7 +105,7 @@ pub fn run(options: &Options, progress: &mut Progress) -> Report {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build();
     let runtime = runtime.expect("a runtime");
     let report = runtime.block_on(async {
-        let mut world = World::new(dir, options.seed);
+        let mut world = World::new(dir, options);
         if let Err(e) = world.fill().await {
             world.report.failures.push(e);
         }
@@ -122,6 +125,7 @@ pub fn run(options: &Options, progress: &mut Progress) -> Report {
 
 struct World {
     dir: TempDir,
+    paths: usize,
     rng: Rng,
     shelf: Option<Shelf>,
     scope: std::sync::Arc<kvstrata_core::KeyScope>,
@@ -141,11 +145,12 @@ struct Before {
 }
 
 impl World {
-    fn new(dir: TempDir, seed: u64) -> Self {
-        let report = Report { seed, ..Report::default() };
+    fn new(dir: TempDir, options: &Options) -> Self {
+        let report = Report { seed: options.seed, ..Report::default() };
         Self {
             dir,
-            rng: Rng::new(seed),
+            paths: options.paths,
+            rng: Rng::new(options.seed),
             shelf: None,
             scope: scope(),
             rounds: 0,
@@ -155,8 +160,29 @@ impl World {
         }
     }
 
+    fn how(&self, writer: u64) -> How {
+        How {
+            dir: self.dir.path().into(),
+            paths: self.paths,
+            layout: LayoutChoice::Files,
+            capacity: 0,
+            sync: Sync::None,
+            writer,
+            shared: false,
+        }
+    }
+
+    /// A key's file on the path that has it; on the first one if none has.
     fn path(&self, id: u64) -> PathBuf {
-        object_path(self.dir.path(), key(&self.scope, id).fingerprint256())
+        let key = key(&self.scope, id);
+        let mut on: Vec<PathBuf> =
+            self.how(0).dirs().iter().map(|dir| object_path(dir, key.fingerprint256())).collect();
+        let at = on.iter().position(|path| path.exists()).unwrap_or(0);
+        on.swap_remove(at)
+    }
+
+    fn quarantine(&self) -> Vec<String> {
+        self.how(0).dirs().iter().flat_map(|dir| names(&dir.join(QUARANTINE))).collect()
     }
 
     fn shelf(&self) -> Result<&Shelf, String> {
@@ -165,13 +191,8 @@ impl World {
 
     fn open(&mut self) -> Result<(), String> {
         if self.shelf.is_none() {
-            let how = How {
-                dir: self.dir.path().into(),
-                layout: LayoutChoice::Files,
-                capacity: 0,
-                sync: Sync::None,
-                writer: self.rng.bits(),
-            };
+            let writer = self.rng.bits();
+            let how = self.how(writer);
             self.shelf = Some(Shelf::open(&how).map_err(|e| format!("the store does not open: {e}"))?);
             self.report.opened += 1;
         }
@@ -231,7 +252,7 @@ impl World {
         }
         let damaged = self.damage(faults, state).map_err(|e| format!("damaging files: {e}"))?;
         let never = self.strange(state).map_err(|e| format!("strange files: {e}"))?;
-        let aside: BTreeSet<String> = names(&self.dir.path().join(QUARANTINE)).into_iter().collect();
+        let aside: BTreeSet<String> = self.quarantine().into_iter().collect();
         self.open()?;
         let before = self.counts()?;
         let all = self.load_all().await?;
@@ -299,7 +320,8 @@ impl World {
 
     /// Files that nobody asked for, and what happens to the snapshot; the number of a key that a strange file is named after.
     fn strange(&mut self, state: State) -> std::io::Result<Option<u64>> {
-        let root = self.dir.path().to_path_buf();
+        let dirs = self.how(0).dirs();
+        let root = dirs[self.rounds as usize % dirs.len()].clone();
         self.never += 1;
         let never = self.path(self.never);
         let beside = self.path(self.rng.clone().below(OBJECTS));
@@ -311,7 +333,7 @@ impl World {
                 self.report.snapshots += u64::from(damage::snapshot(&mut self.rng, &root.join(SNAPSHOT))?);
             }
             State::Snapshot => {}
-            State::Scan => std::fs::remove_file(root.join(SNAPSHOT))?,
+            State::Scan => dirs.iter().try_for_each(|dir| std::fs::remove_file(dir.join(SNAPSHOT)))?,
         }
         debug_assert!(root.join(MANIFEST).exists(), "the store described itself");
         Ok((made == never).then_some(self.never))
@@ -320,7 +342,7 @@ impl World {
     fn counts(&self) -> Result<Before, String> {
         let shelf = self.shelf()?;
         let checks = shelf.checked.stats.counts();
-        let quarantined = shelf.fs.stats().quarantined;
+        let quarantined = shelf.sum(|stats| stats.quarantined);
         Ok(Before { misses: checks.misses.iter().sum(), failed: checks.get_failed, quarantined })
     }
 
@@ -333,7 +355,7 @@ impl World {
         aside: &BTreeSet<String>,
         before: Before,
     ) -> Result<(), String> {
-        let quarantine = names(&self.dir.path().join(QUARANTINE));
+        let quarantine = self.quarantine();
         let set_aside: Vec<&String> = quarantine.iter().filter(|name| !aside.contains(*name)).collect();
         let (mut misses, mut failed) = (0, 0);
         for (id, got) in all.iter().enumerate() {

@@ -122,14 +122,21 @@ impl<W> Index<W> {
         &self.at(slot).object
     }
 
-    /// The object in a slot, if it can be found.
-    pub(crate) fn resident(&self, slot: u32) -> Option<&Object> {
-        let s = self.slots.get(slot as usize)?.as_ref()?;
-        (s.state == State::Resident).then_some(&s.object)
+    /// The record of the object that is being written in a slot is in the log.
+    pub(crate) fn recorded(&mut self, slot: u32) {
+        let s = self.at_mut(slot);
+        debug_assert_eq!(s.state, State::Writing);
+        s.state = State::Recorded;
     }
 
-    /// Shows what can be found from slot `from` on, of at most `most` slots, and says where to go on.
-    pub(crate) fn each_resident(
+    /// The object in a slot, if the log has it: it can be found, or is about to be.
+    pub(crate) fn in_log(&self, slot: u32) -> Option<&Object> {
+        let s = self.slots.get(slot as usize)?.as_ref()?;
+        matches!(s.state, State::Resident | State::Recorded).then_some(&s.object)
+    }
+
+    /// Shows what the log has from slot `from` on, of at most `most` slots, and says where to go on.
+    pub(crate) fn each_in_log(
         &self,
         from: usize,
         most: usize,
@@ -137,7 +144,7 @@ impl<W> Index<W> {
     ) -> Option<usize> {
         let to = (from + most).min(self.slots.len());
         for slot in from..to {
-            if let Some(object) = self.resident(slot as u32) {
+            if let Some(object) = self.in_log(slot as u32) {
                 each(slot as u32, object);
             }
         }
@@ -147,7 +154,13 @@ impl<W> Index<W> {
     /// Takes over what a record of the log or the snapshot says. Places are looked at when all records are read.
     pub(crate) fn replay(&mut self, record: Record) {
         match record {
-            Record::Insert(object) => self.recovered(object),
+            Record::Insert(object) => {
+                // A snapshot has both while one takes the other's place, in any order.
+                let newer = |(_, old): (u32, &Object)| old.generation > object.generation;
+                if !self.find(&object.key).is_some_and(newer) {
+                    self.recovered(object);
+                }
+            }
             Record::Remove { fingerprint, generation } => {
                 let print = u128::from_le_bytes(*fingerprint.first_chunk().expect("32 bytes"));
                 let there = self.by_print.get(&print).copied();
@@ -171,7 +184,7 @@ impl<W> Index<W> {
     ) -> u64 {
         let mut places = Vec::with_capacity(self.len());
         let mut forgotten = Vec::new();
-        self.each_resident(0, usize::MAX / 2, |slot, object| {
+        self.each_in_log(0, usize::MAX / 2, |slot, object| {
             if object.place.path == 0 && holds(object.place.at, object.charge) && believes(object) {
                 places.push((object.place.at / UNIT, units(object.charge), slot));
             } else {

@@ -19,6 +19,8 @@ use crate::store::Store;
 /// Something that goes to the log.
 pub(crate) struct Entry {
     pub(crate) record: Record,
+    /// Of an insertion: the slot that the object is written in.
+    pub(crate) slot: Option<u32>,
     /// The place that is free once this is written.
     pub(crate) frees: Option<u64>,
     /// Whether a digest vouches for the object.
@@ -228,9 +230,9 @@ impl<D: Disk> Slab<D> {
         let (waiting, rest): (Vec<_>, Vec<_>) =
             std::mem::take(&mut *self.pending.lock()).into_iter().partition(|entry| entry.done.is_some());
         self.put_back(rest);
-        for Entry { record, frees, vouched, done } in waiting {
+        for Entry { record, frees, vouched, done, .. } in waiting {
             if frees.is_some() {
-                self.push(Entry { record, frees, vouched, done: None });
+                self.push(Entry { record, frees, vouched, slot: None, done: None });
             }
             if let Some(done) = done {
                 done(Err(again(e)));
@@ -253,6 +255,8 @@ impl<D: Disk> Store<D> {
                 Ok(()) => {
                     let mut index = self.index.lock();
                     group.iter().filter_map(|entry| entry.frees).for_each(|at| index.free_place(at));
+                    // Before another log may begin, whose snapshot these objects must not be missing from.
+                    group.iter().filter_map(|entry| entry.slot).for_each(|slot| index.recorded(slot));
                     drop(index);
                     drop(writer);
                     group.into_iter().filter_map(|entry| entry.done).for_each(|done| done(Ok(())));

@@ -18,8 +18,8 @@
 //!    before their extents are used again; if the log turns out to have a gap, they are forgotten.
 //!
 //! The log is written anew before it is too long: a new one begins, a snapshot of the index is written beside whatever
-//! else goes on, and the old ones are removed. What the snapshot says may be newer than the beginning of its log; reading
-//! that log over it gives the same end.
+//! else goes on, and the old ones are removed. It has every object whose record is in the log before, those too that are
+//! not found yet. What it says may be newer than the beginning of its log; reading that log over it gives the same end.
 
 pub(crate) mod check;
 pub(crate) mod format;
@@ -51,7 +51,7 @@ pub use rewrite::{generate_index, rewrite_log, rewrite_snapshot};
 pub(crate) use segments::Segments;
 
 /// The directory below the root.
-pub(crate) const DIR: &str = "slab";
+pub(crate) use crate::names::SLAB as DIR;
 /// Header blocks on their way to the device. A store that finds none writes its header itself.
 const HEADERS: usize = 512;
 

@@ -14,7 +14,7 @@ use super::Entry;
 use super::format::Record;
 use super::geometry::UNIT;
 use crate::HEADER_BYTES;
-use crate::index::{Asker, Leaving};
+use crate::index::{Asker, Leaving, Object};
 use crate::load::{Opened, Pin};
 use crate::put::{Claim, Created};
 use crate::settings::count;
@@ -35,10 +35,18 @@ impl From<Leaving> for Entry {
     fn from(gone: Leaving) -> Self {
         Self {
             record: Record::Remove { fingerprint: gone.fingerprint, generation: gone.generation },
+            slot: None,
             frees: Some(gone.at),
             vouched: gone.vouched,
             done: None,
         }
+    }
+}
+
+impl From<Object> for Entry {
+    fn from(object: Object) -> Self {
+        let vouched = object.found.digest.is_some();
+        Self { record: Record::Insert(object), slot: None, frees: None, vouched, done: None }
     }
 }
 
@@ -200,12 +208,7 @@ impl<D: Disk> Claim<D> {
     pub(crate) fn insertion(&self) -> Entry {
         let slot = self.slot.expect("not yet published");
         let object = self.store().index.lock().written(slot).clone();
-        Entry {
-            vouched: object.found.digest.is_some(),
-            record: Record::Insert(object),
-            frees: None,
-            done: None,
-        }
+        Entry { slot: Some(slot), ..Entry::from(object) }
     }
 
     /// The record is written, or not: the object is found from now on, or nothing is left of it.
@@ -215,6 +218,7 @@ impl<D: Disk> Claim<D> {
         wanted: impl FnOnce() -> bool,
     ) -> Result<Option<Stored>> {
         let store = Arc::clone(self.store());
+        let slab = store.slab.as_ref().expect("a store of segments");
         store.changes.fetch_add(1, Ordering::Relaxed);
         let place = self.place.take().expect("it was written somewhere");
         if written.is_ok() && wanted() {
@@ -240,6 +244,11 @@ impl<D: Disk> Claim<D> {
             at: place,
             vouched: self.object.digest.is_some(),
         });
+        if let (Ok(()), Some(old)) = (&written, self.old) {
+            // In the log this one has taken the place of the one before, which stays.
+            let stays = store.index.lock().in_log(old).cloned();
+            stays.into_iter().for_each(|object| slab.push(object.into()));
+        }
         match written {
             Ok(()) => {
                 count(&store.counts.failed);

@@ -216,7 +216,7 @@ impl<D: Disk> Store<D> {
         let slab = self.slab.as_ref().expect("a store of segments");
         let (mut tables, mut order, mut from) = (Tables::default(), Vec::new(), Some(0));
         while let Some(at) = from {
-            from = self.index.lock().each_resident(at, AT_ONCE, |slot, object| {
+            from = self.index.lock().each_in_log(at, AT_ONCE, |slot, object| {
                 order.push(Ordered { used_at: object.used_at, slot, generation: object.generation });
                 tables.collect(object);
             });
@@ -231,7 +231,7 @@ impl<D: Disk> Store<D> {
             let index = self.index.lock();
             // What went meanwhile, or is another one now: the log says that.
             let there =
-                some.iter().filter_map(|o| index.resident(o.slot).filter(|x| x.generation == o.generation));
+                some.iter().filter_map(|o| index.in_log(o.slot).filter(|x| x.generation == o.generation));
             there.for_each(|object| out.add(object));
             drop(index);
             out.flush(false)?;

@@ -23,6 +23,7 @@ pub(crate) fn settings(root: &Path, id: u64) -> Settings {
         no_atime: Wanted::Try,
         writer: Writer { pid: 7, id: id << 32 },
         namespaces: vec![],
+        shared: false,
     }
 }
 

@@ -99,6 +99,18 @@ impl OsFile {
     }
 }
 
+impl OsFile {
+    fn locked(&self, locked: std::result::Result<(), TryLockError>) -> Result<()> {
+        locked.map_err(|e| match e {
+            // The standard library keeps the errno to itself.
+            TryLockError::WouldBlock => Error::from_raw_os_error(libc::EWOULDBLOCK),
+            TryLockError::Error(e) => e,
+        })?;
+        self.locked.store(true, Relaxed);
+        Ok(())
+    }
+}
+
 /// A lock is the open file's, which a ring may keep open for a moment longer.
 impl Drop for OsFile {
     fn drop(&mut self) {
@@ -238,13 +250,11 @@ impl Disk for OsDisk {
     }
 
     fn try_lock(&self, file: &OsFile) -> Result<()> {
-        file.file.try_lock().map_err(|e| match e {
-            // The standard library keeps the errno to itself.
-            TryLockError::WouldBlock => Error::from_raw_os_error(libc::EWOULDBLOCK),
-            TryLockError::Error(e) => e,
-        })?;
-        file.locked.store(true, Relaxed);
-        Ok(())
+        file.locked(file.file.try_lock())
+    }
+
+    fn try_lock_shared(&self, file: &OsFile) -> Result<()> {
+        file.locked(file.file.try_lock_shared())
     }
 }
 

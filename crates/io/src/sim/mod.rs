@@ -450,4 +450,8 @@ impl Disk for SimDisk {
     fn try_lock(&self, file: &SimFile) -> Result<()> {
         file.change(OpKind::Lock, |s| s.lock(file.ino, file.handle))
     }
+
+    fn try_lock_shared(&self, file: &SimFile) -> Result<()> {
+        file.change(OpKind::Lock, |s| s.lock_shared(file.ino, file.handle))
+    }
 }

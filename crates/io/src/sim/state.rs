@@ -15,6 +15,13 @@ pub(super) fn errno(code: i32) -> Error {
     Error::from_raw_os_error(code)
 }
 
+/// A file's advisory lock: nobody's, one handle's, or shared by several.
+#[derive(Clone, Debug, Default)]
+struct Lock {
+    owners: BTreeSet<u64>,
+    shared: bool,
+}
+
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) tree: Tree,
@@ -30,8 +37,8 @@ pub(super) struct State {
     /// Blocks taken, and the most there may be.
     taken: u64,
     capacity: u64,
-    /// Open files by number: how many handles, and which of them has the lock.
-    open: BTreeMap<Ino, (usize, Option<u64>)>,
+    /// Open files by number: how many handles, and which of them have the lock.
+    open: BTreeMap<Ino, (usize, Lock)>,
     /// Files that only their handles keep.
     unnamed: BTreeSet<Ino>,
     handles: u64,
@@ -161,9 +168,7 @@ impl State {
     pub(super) fn close(&mut self, ino: Ino, handle: u64) {
         if let Some((handles, lock)) = self.open.get_mut(&ino) {
             *handles -= 1;
-            if *lock == Some(handle) {
-                *lock = None;
-            }
+            lock.owners.remove(&handle);
             if *handles == 0 {
                 self.open.remove(&ino);
                 self.reap(ino);
@@ -173,13 +178,21 @@ impl State {
 
     pub(super) fn lock(&mut self, ino: Ino, handle: u64) -> Result<()> {
         let (_, lock) = self.open.entry(ino).or_default();
-        match lock {
-            Some(owner) if *owner != handle => Err(errno(libc::EWOULDBLOCK)),
-            _ => {
-                *lock = Some(handle);
-                Ok(())
-            }
+        if lock.owners.iter().any(|owner| *owner != handle) {
+            return Err(errno(libc::EWOULDBLOCK));
         }
+        *lock = Lock { owners: [handle].into(), shared: false };
+        Ok(())
+    }
+
+    pub(super) fn lock_shared(&mut self, ino: Ino, handle: u64) -> Result<()> {
+        let (_, lock) = self.open.entry(ino).or_default();
+        if !lock.shared && lock.owners.iter().any(|owner| *owner != handle) {
+            return Err(errno(libc::EWOULDBLOCK));
+        }
+        lock.owners.insert(handle);
+        lock.shared = true;
+        Ok(())
     }
 
     /// Gives the space of a file back that has neither a name nor a handle.

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use anyhow::Result;
 use kvstrata_core::{Error, ErrorKind};
-use kvstrata_disk::names::{LOCK, MANIFEST, SNAPSHOT, is_lmcache_fs_name, parse_object_name};
+use kvstrata_disk::names::{
+    LOCK, MANIFEST, SNAPSHOT, is_lmcache_fs_name, is_lmcache_gds_fan, parse_object_name,
+};
 use kvstrata_io::{Disk, Open};
 
 /// Refuses what is no store, and says what it is instead. A directory that holds objects and lost its manifest counts as
@@ -47,8 +49,16 @@ pub(crate) fn check(path: &Path, broken: bool) -> Result<()> {
 
 /// Whether a directory is another program's cache, and whose.
 pub(crate) fn foreign(path: &Path) -> Result<Option<&'static str>> {
-    let theirs = fs::read_dir(path)?.flatten().any(|e| is_lmcache_fs_name(&e.file_name()));
-    Ok(theirs.then_some("this is a directory of LMCache's fs adapter, and no store"))
+    let has = |theirs: fn(&std::ffi::OsStr) -> bool| -> io::Result<bool> {
+        Ok(fs::read_dir(path)?.flatten().any(|e| theirs(&e.file_name())))
+    };
+    Ok(if has(is_lmcache_fs_name)? {
+        Some("this is a directory of LMCache's fs adapter, and no store")
+    } else if has(is_lmcache_gds_fan)? {
+        Some("this is a directory of LMCache's GDS backend, and no store")
+    } else {
+        None
+    })
 }
 
 /// Files with an object's name. Reads directories only.

@@ -3,14 +3,13 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
 
 use kvstrata_core::ObjectKey;
 use kvstrata_disk::{HEADER_BYTES, Writer, walk};
 use kvstrata_io::{Disk, IoEngine, OsDisk};
-use kvstrata_testkit::conformance::{Damage, Device};
-use parking_lot::Mutex;
+use kvstrata_testkit::conformance::{BusyThreads, Damage};
 
 /// A writer that no other store of this process has.
 pub(crate) fn writer() -> Writer {
@@ -85,41 +84,9 @@ pub(crate) fn damage<D: Disk>(disk: &D, roots: &[PathBuf], damage: Damage<'_>) -
 }
 
 /// Hangs a disk by keeping all its threads busy.
-pub(crate) struct Hang {
-    disk: Arc<OsDisk>,
-    held: Mutex<Vec<mpsc::Sender<()>>>,
-}
-
-impl Hang {
-    pub(crate) fn new(disk: Arc<OsDisk>) -> Arc<Self> {
-        Arc::new(Self { disk, held: Mutex::default() })
-    }
-}
-
-impl Device for Hang {
-    fn hang(&self) {
-        let mut held = self.held.lock();
-        for _ in 0..self.disk.engine().threads() {
-            let (release, gate) = mpsc::channel::<()>();
-            let (up, started) = mpsc::channel();
-            let job = move || {
-                up.send(()).expect("the test waits");
-                gate.recv().ok();
-            };
-            self.disk.engine().spawn(true, Box::new(job)).ok().expect("an open engine");
-            // This thread of the engine has ended what it did before.
-            started.recv().expect("a free thread");
-            held.push(release);
-        }
-    }
-
-    fn resume(&self) {
-        self.held.lock().clear();
-    }
-}
-
-impl Drop for Hang {
-    fn drop(&mut self) {
-        self.resume();
-    }
+pub(crate) fn hang(disk: Arc<OsDisk>) -> Arc<BusyThreads> {
+    let threads = disk.engine().threads();
+    Arc::new(BusyThreads::new(threads, move |job| {
+        disk.engine().spawn(true, job).ok().expect("an open engine");
+    }))
 }

@@ -29,7 +29,13 @@ impl Pretend {
 
 /// Host memory that says that it is a device's.
 #[derive(Debug)]
-struct Memory(Arc<MmapRegion>);
+pub(crate) struct Memory(Arc<MmapRegion>);
+
+impl Memory {
+    pub(crate) fn new(bytes: usize) -> Result<Self> {
+        Ok(Self(MmapRegion::new(bytes, &RegionOptions::default())?))
+    }
+}
 
 // SAFETY: the region inside is one.
 unsafe impl Region for Memory {
@@ -62,7 +68,7 @@ unsafe impl Gpus for Pretend {
         HeapRegion::new(bytes)
     }
     fn memory(&self, _: u32, bytes: usize) -> Result<Arc<dyn Region>> {
-        Ok(Arc::new(Memory(MmapRegion::new(bytes, &RegionOptions::default())?)))
+        Ok(Arc::new(Memory::new(bytes)?))
     }
     fn copies(&self, _: u32) -> Result<Box<dyn Copies>> {
         let left = self.fail_in.load(Relaxed);

@@ -13,6 +13,7 @@ use kvstrata_l2::{
 };
 use kvstrata_l2_gds::GdsStore;
 use kvstrata_mem::{Allocate, ReadBuf, UNIT};
+use kvstrata_testkit::conformance::BusyThreads;
 use parking_lot::Mutex;
 
 use crate::common::device::Device;
@@ -131,41 +132,9 @@ fn upload(device: &Device, from: &ReadBuf) -> Result<ReadBuf> {
 }
 
 /// Hangs an adapter by keeping all its threads busy: they wait for whatever moves its bytes.
-pub(crate) struct Hang {
-    gds: GdsStore,
-    held: Mutex<Vec<std::sync::mpsc::Sender<()>>>,
-}
-
-impl Hang {
-    pub(crate) fn new(gds: GdsStore) -> Arc<Self> {
-        Arc::new(Self { gds, held: Mutex::default() })
-    }
-}
-
-impl kvstrata_testkit::conformance::Device for Hang {
-    fn hang(&self) {
-        let mut held = self.held.lock();
-        for _ in 0..self.gds.threads().threads() {
-            let (release, gate) = std::sync::mpsc::channel::<()>();
-            let (up, started) = std::sync::mpsc::channel();
-            let job = move || {
-                up.send(()).expect("the test waits");
-                gate.recv().ok();
-            };
-            self.gds.threads().spawn(true, Box::new(job)).ok().expect("an open engine");
-            // This thread of the engine has ended what it did before.
-            started.recv().expect("a free thread");
-            held.push(release);
-        }
-    }
-
-    fn resume(&self) {
-        self.held.lock().clear();
-    }
-}
-
-impl Drop for Hang {
-    fn drop(&mut self) {
-        self.held.lock().clear();
-    }
+pub(crate) fn hang(gds: GdsStore) -> Arc<BusyThreads> {
+    let threads = gds.threads().threads();
+    Arc::new(BusyThreads::new(threads, move |job| {
+        gds.threads().spawn(true, job).ok().expect("an open engine");
+    }))
 }

@@ -12,7 +12,7 @@ use libtest_mimic::Failed;
 use crate::rig::{Gpu, folder};
 
 const LEN: usize = 8 << 20;
-const KEYS: u64 = 200;
+const KEYS: u64 = 64;
 const DIR: &str = "KVSTRATA_GDS_KILLED_DIR";
 const WAY: &str = "KVSTRATA_GDS_KILLED_WAY";
 

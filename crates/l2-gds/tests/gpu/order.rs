@@ -28,7 +28,7 @@ pub(crate) fn events(gpu: &Gpu, way: GdsWay) -> Result<(), Failed> {
         }
         stream.record(&written)?;
         let order = Order { after: Some(written), signal: Some(Arc::clone(&read) as _) };
-        rig.order(&buf, order);
+        rig.gds.orders().set(&buf, order);
         let again = buf.clone();
         rig.put(vec![(u64::from(round), buf)]).remove(0)?;
         // What follows the adapter's copies on the engine's stream does not change what was stored.
@@ -45,7 +45,7 @@ pub(crate) fn events(gpu: &Gpu, way: GdsWay) -> Result<(), Failed> {
         }
         stream.record(&free)?;
         let order = Order { after: Some(free), signal: Some(Arc::clone(&there) as _) };
-        rig.order(&to, order);
+        rig.gds.orders().set(&to, order);
         let loaded = match rig.get(vec![(u64::from(round), to)]).remove(0) {
             kvstrata_l2::Answer::Loaded(loaded) => loaded,
             other => return Err(format!("round {round}: {other:?}").into()),

@@ -8,7 +8,7 @@ use kvstrata_core::{Affinity, KeyScope, KvRank, Layout, ObjectKey, Result};
 use kvstrata_l2::{
     Answer, Checked, Context, Get, GetItem, GetSink, L2Store, Miss, Put, PutItem, PutSink, Stored, Verify,
 };
-use kvstrata_l2_gds::{GdsConfig, GdsContext, GdsStore, GdsWay, Gpus, Order, cuda, os_disk};
+use kvstrata_l2_gds::{GdsConfig, GdsContext, GdsStore, GdsWay, Gpus, os_disk};
 use kvstrata_mem::{Allocate, MmapRegion, Pool, ReadBuf, RegionOptions, Slab, UNIT, WriteBuf};
 use kvstrata_testkit::{payload, trace};
 use libtest_mimic::Failed;
@@ -49,7 +49,10 @@ pub(crate) fn bytes_of(n: u64, len: usize) -> Vec<u8> {
 
 impl Gpu {
     pub(crate) fn open() -> Result<Self, String> {
-        let gpus = cuda().map_err(|e| e.to_string())?;
+        Self::over(crate::gpus().map_err(|e| e.to_string())?)
+    }
+
+    pub(crate) fn over(gpus: Arc<dyn Gpus>) -> Result<Self, String> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(4)
             .enable_time()
@@ -82,7 +85,7 @@ impl Gpu {
         let cx = Context::tokio(self.runtime.handle().clone());
         let context = common::context(os_disk(&config)?, cx.clone(), Ok(Arc::clone(&self.gpus)));
         let memory = Some(Arc::clone(&self.device.pool) as Arc<dyn Allocate>);
-        let context = GdsContext { prober: common::prober(library()), memory, ..context };
+        let context = GdsContext { prober: crate::prober(library()), memory, ..context };
         let gds = GdsStore::open(&config, context)?;
         let checked = Checked::new(gds.adapter(), Verify::On, cx.clone()).adapter.store;
         Ok(Rig { gpu: self, gds, checked, cx })
@@ -207,11 +210,6 @@ impl Rig<'_> {
             Answer::Miss(miss, _) => Ok(miss),
             other => Err(format!("key {n} is no miss: {other:?}").into()),
         }
-    }
-
-    /// The order of the next request with a buffer.
-    pub(crate) fn order(&self, buf: &impl kvstrata_l2_gds::Placed, order: Order) {
-        self.gds.orders().set(buf, order);
     }
 
     pub(crate) fn close(self) -> Result<(), Failed> {

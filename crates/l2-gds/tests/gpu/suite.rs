@@ -10,7 +10,7 @@ use libtest_mimic::{Completion, Failed, Trial};
 
 use crate::common;
 use crate::common::device::Device;
-use crate::via::{Hang, via};
+use crate::via::{hang, via};
 
 struct Gds(Option<Arc<dyn Gpus>>);
 
@@ -42,7 +42,7 @@ impl Factory for Gds {
                 let opened = make(cx).map(|(adapter, _)| adapter);
                 Box::pin(async move { opened })
             })),
-            device: Some(Hang::new(gds)),
+            device: Some(hang(gds)),
             keep: Box::new(dir),
             ..Subject::new(adapter)
         })

@@ -1,16 +1,19 @@
 /* A stand-in for libmooncake_store.so with the interface of store_c.h: write-once objects in this process's memory.
  *
- * The device name given at the set-up is a path: while a file is there, no call ends, and none touches a buffer.
+ * The device name given at the set-up is a path: while a file is there, no call ends, and none touches a buffer. What is
+ * called is written behind it, with ".calls" at its end, one line a call.
  * A master address of "nowhere" cannot be reached. */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 struct object { char *key; unsigned char *bytes; size_t size; struct object *next; };
-struct store { char hang[512]; size_t registered; };
+struct store { char hang[512]; int calls; };
 
 static struct object *buckets[4096];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -29,15 +32,30 @@ static void wait_while_hung(struct store *s) {
     while (s->hang[0] && access(s->hang, F_OK) == 0) usleep(500);
 }
 
+static void say(struct store *s, const char *call, size_t n) {
+    char line[64];
+    int len = snprintf(line, sizeof line, "%s %zu\n", call, n);
+    if (s->calls > 0 && write(s->calls, line, (size_t)len) != len) abort();
+}
+
 void *mooncake_store_create(void) { return calloc(1, sizeof(struct store)); }
-void mooncake_store_destroy(void *s) { free(s); }
+void mooncake_store_destroy(void *s) {
+    if (((struct store *)s)->calls > 0) close(((struct store *)s)->calls);
+    free(s);
+}
 
 int mooncake_store_setup(void *s, const char *host, const char *metadata, uint64_t segment, uint64_t buffer,
                          const char *protocol, const char *device, const char *master) {
     (void)segment; (void)buffer;
     if (!*host || !*metadata || !*protocol) return INVALID;
     if (!strcmp(master, "nowhere:1")) return -900;
-    strncpy(((struct store *)s)->hang, device, 511);
+    struct store *store = s;
+    strncpy(store->hang, device, 511);
+    if (*device) {
+        char path[600];
+        snprintf(path, sizeof path, "%s.calls", device);
+        store->calls = open(path, O_WRONLY | O_CREAT | O_APPEND, 0600);
+    }
     return 0;
 }
 
@@ -45,8 +63,8 @@ int mooncake_store_init_all(void *s, const char *p, const char *d, uint64_t n) {
 int mooncake_store_health_check(void *s) { (void)s; return 0; }
 int mooncake_store_get_hostname(void *s, char *out, size_t len) { (void)s; strncpy(out, "stub:1", len); return 0; }
 
-int mooncake_store_register_buffer(void *s, void *at, size_t n) { (void)at; (void)n; ((struct store *)s)->registered++; return 0; }
-int mooncake_store_unregister_buffer(void *s, void *at) { (void)at; ((struct store *)s)->registered--; return 0; }
+int mooncake_store_register_buffer(void *s, void *at, size_t n) { (void)at; say(s, "register", n); return 0; }
+int mooncake_store_unregister_buffer(void *s, void *at) { (void)at; say(s, "unregister", 0); return 0; }
 
 static int put(struct store *s, const char *key, const void *from, size_t size) {
     wait_while_hung(s);
@@ -82,11 +100,13 @@ int64_t mooncake_store_get_into(void *s, const char *k, void *v, size_t n) { ret
 int mooncake_store_batch_put_from(void *s, const char **keys, void **from, const size_t *sizes, size_t n, const void *c,
                                   int *out) {
     (void)c;
+    say(s, "put", n);
     for (size_t i = 0; i < n; i++) out[i] = put(s, keys[i], from[i], sizes[i]);
     return 0;
 }
 
 int mooncake_store_batch_get_into(void *s, const char **keys, void **to, const size_t *sizes, size_t n, int64_t *out) {
+    say(s, "get", n);
     for (size_t i = 0; i < n; i++) out[i] = get(s, keys[i], to[i], sizes[i]);
     return 0;
 }

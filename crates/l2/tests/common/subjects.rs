@@ -94,7 +94,7 @@ impl Factory for Files {
         Ok(Subject {
             reopen: Some(Box::new(reopen)),
             damage: Some(Box::new(move |damage| files::damage(&*damaged, &roots, damage))),
-            device: Some(files::Hang::new(disk)),
+            device: Some(files::hang(disk)),
             keep: Box::new(dir),
             ..Subject::new(adapter)
         })

@@ -29,6 +29,7 @@
 mod abilities;
 mod bounded;
 mod capacity;
+mod device;
 mod ownership;
 mod per_key;
 mod rig;
@@ -49,6 +50,7 @@ use kvstrata_l2::{Adapter, Checked, Context, Verify};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::arena::Memory;
+pub use device::BusyThreads;
 use rig::Setup;
 
 /// Opens stores to be tested.

@@ -18,21 +18,66 @@ pub(super) fn examine(name: &str, adapter: &AdapterSettings, machine: &Machine, 
     if adapter.kind() == "gds" {
         return gpus(name, adapter, findings);
     }
+    match kvstrata_config::fs_paths(adapter) {
+        Ok(Some((sharding, each))) if adapter.kind().starts_with("fs") => {
+            let names: Vec<&str> = each.iter().map(|(place, _)| place.name.as_str()).collect();
+            if names.len() > 1 {
+                findings
+                    .ok(format!("{name}: paths"), format!("{} over {}", sharding.name(), names.join(", ")));
+            }
+            for (place, settings) in &each {
+                files(
+                    &of_path(name, &place.name, names.len()),
+                    Path::new(&place.name),
+                    None,
+                    settings,
+                    findings,
+                );
+            }
+            return;
+        }
+        // The settings were checked.
+        _ => {}
+    }
     match adapter.keys().get("base_path").and_then(Value::as_str) {
         Some(path) => files(name, Path::new(path), None, adapter, findings),
         None => in_memory(name, adapter, machine, findings),
     }
 }
 
-/// A path for GPU memory, and the way to it.
+/// What a path is called, if there are several.
+fn of_path(name: &str, path: &str, paths: usize) -> String {
+    if paths > 1 { format!("{name} {path}") } else { name.to_owned() }
+}
+
+/// Paths for GPU memory, and the way to each.
 fn gpus(name: &str, adapter: &AdapterSettings, findings: &mut Findings) {
-    let what = format!("{name}: GPU memory");
-    let (config, prober) = match kvstrata_config::gds_settings(adapter) {
+    let (each, prober) = match kvstrata_config::gds_settings(adapter) {
         Ok(settings) => settings,
-        Err(e) => return findings.add(what, State::Problem, e.to_string(), "mend the setting"),
+        Err(e) => {
+            let what = format!("{name}: GPU memory");
+            return findings.add(what, State::Problem, e.to_string(), "mend the setting");
+        }
     };
+    for config in &each {
+        let name = of_path(name, &config.gds_path.to_string_lossy(), each.len());
+        way(&name, config, &prober, adapter, findings);
+    }
+}
+
+fn way(
+    name: &str,
+    config: &kvstrata_l2_gds::GdsConfig,
+    prober: &kvstrata_l2_gds::Prober,
+    adapter: &AdapterSettings,
+    findings: &mut Findings,
+) {
+    let what = format!("{name}: GPU memory");
     let direct = if config.use_direct_io == Some(false) { Wanted::Off } else { Wanted::Try };
-    files(name, &config.gds_path, Some(direct), adapter, findings);
+    // Each path's part of the limit is in its own settings.
+    let mut own = adapter.keys().clone();
+    own.insert("max_capacity_gb".into(), config.max_capacity_gb.into());
+    files(name, &config.gds_path, Some(direct), &own.into(), findings);
     let gpus = match kvstrata_l2_gds::cuda() {
         Ok(gpus) => gpus,
         Err(e) if config.allow_host => {
@@ -46,7 +91,7 @@ fn gpus(name: &str, adapter: &AdapterSettings, findings: &mut Findings) {
     let path = std::path::absolute(&config.gds_path).unwrap_or_else(|_| config.gds_path.clone());
     let Some(dir) = path.ancestors().find(|p| p.is_dir()) else { return };
     let file = dir.join(format!("{}gds-{}", kvstrata_io::PROBE_PREFIX, std::process::id()));
-    for (gpu, choice) in kvstrata_l2_gds::foresee(&config, &*gpus, &prober, &file) {
+    for (gpu, choice) in kvstrata_l2_gds::foresee(config, &*gpus, prober, &file) {
         let what = format!("{name}: memory of GPU {gpu}");
         match choice {
             Ok(choice) => findings.ok(what, choice.to_string()),
@@ -108,9 +153,17 @@ fn files(
     } else {
         format!("{} is not there yet; {} is on {}", path.display(), at.display(), can.space.fs)
     };
-    if can.space.fs.is_shared() {
+    let shared = adapter.keys().get("shared").and_then(Value::as_bool).unwrap_or(false);
+    if shared {
+        findings.ok(what("path"), format!("{place}; shared with other processes, each with its own limit"));
+    } else if can.space.fs.is_shared() {
         let why = format!("{place}; other machines may mount it, and a store has one user");
-        findings.add(what("path"), State::Fallback, why, "give each machine a directory of its own");
+        findings.add(
+            what("path"),
+            State::Fallback,
+            why,
+            "give each machine a directory of its own, or set shared in all of them",
+        );
     } else {
         findings.ok(what("path"), place);
     }
@@ -177,7 +230,9 @@ fn layout(
 ) -> StoreLayout {
     let limit = Some(gib(adapter, "max_capacity_gb")).filter(|limit| *limit > 0);
     let stored = Manifest::read(disk, path).ok().flatten().map(|manifest| manifest.layout());
+    let shared = adapter.keys().get("shared").and_then(Value::as_bool).unwrap_or(false);
     let asked = match adapter.keys().get("layout").and_then(Value::as_str) {
+        _ if shared => Some(StoreLayout::Files),
         Some("slab") => Some(StoreLayout::Slab),
         Some("files") => Some(StoreLayout::Files),
         _ => None,
@@ -185,14 +240,18 @@ fn layout(
     if let (Some(stored), Some(asked)) = (stored, asked)
         && stored != asked
     {
-        let why =
-            format!("the store that is there is {}, and layout asks for {}", stored.name(), asked.name());
+        let why = format!(
+            "the store that is there is {}, and {} asks for {}",
+            stored.name(),
+            if shared { "shared" } else { "layout" },
+            asked.name()
+        );
         findings.add(what, State::Problem, why, "set layout to auto, or choose another base_path");
         return stored;
     }
     let (layout, why) = match (stored, asked) {
         (Some(stored), _) => (stored, "the store that is there keeps its layout".into()),
-        (None, Some(asked)) => (asked, "set by layout".into()),
+        (None, Some(asked)) => (asked, format!("set by {}", if shared { "shared" } else { "layout" })),
         (None, None) => match choose_layout(disk, path, limit) {
             Ok(chosen) => chosen,
             Err(e) => (StoreLayout::Files, e.to_string()),
@@ -243,12 +302,17 @@ fn capacity(
     // What the store holds already is part of the limit, and no longer available. Only looked at where it matters.
     let mut held = 0;
     if limit > space.available {
-        let add = |shown: Result<(_, kvstrata_l2::Found), _>| {
-            held += shown.map_or(0, |(_, found)| (HEADER_BYTES + found.len).next_multiple_of(4096));
-            ControlFlow::Continue(())
-        };
         // No store yet holds nothing.
-        drop(kvstrata_disk::list(disk, path, add));
+        match Manifest::read(disk, path).ok().flatten().map(|manifest| manifest.layout()) {
+            Some(StoreLayout::Slab) => held = set_aside(disk, &path.join(kvstrata_disk::names::SLAB)),
+            _ => {
+                let add = |shown: Result<(_, kvstrata_l2::Found), _>| {
+                    held += shown.map_or(0, |(_, found)| (HEADER_BYTES + found.len).next_multiple_of(4096));
+                    ControlFlow::Continue(())
+                };
+                drop(kvstrata_disk::list(disk, path, add));
+            }
+        }
     }
     if limit > space.available + held {
         let why = format!("the limit is {}, and there are {room}", bytes(limit));
@@ -256,6 +320,12 @@ fn capacity(
     } else {
         findings.ok(what, format!("{}, {room}", bytes(limit)));
     }
+}
+
+/// What the files of a store of segments take, whatever is in them.
+fn set_aside(disk: &OsDisk, dir: &Path) -> u64 {
+    let entries = disk.list(dir).unwrap_or_default();
+    entries.iter().filter_map(|e| Some(disk.metadata(&dir.join(&e.name)).ok()?.allocated)).sum()
 }
 
 /// `false`, `true` (where it works) or `"require"`.

@@ -1,5 +1,9 @@
-//! Figures, on request only (`gds-bench [DIR]`): each ratio from interleaved runs of one process, medians of five rounds.
+//! Figures, on request only (`gds-bench [--host] [ways|memory|lmcache].. [DIR]`): each ratio from interleaved runs of one
+//! process, medians of five rounds. With `--host` the GPU is a [model](crate::model).
 
+mod lmcache;
+
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -8,35 +12,59 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvstrata_core::Layout;
-use kvstrata_cuda::{Cuda, Transfer};
-use kvstrata_cufile_sys::{FileHandle, Library, Search};
 use kvstrata_l2::{Answer, Get, GetItem, GetSink, Put, PutItem, PutSink};
-use kvstrata_l2_gds::GdsWay;
+use kvstrata_l2_gds::{Direction, GdsWay};
 use kvstrata_mem::{Allocate, ReadBuf, Slab, UNIT, WriteBuf};
 use libtest_mimic::Failed;
 use parking_lot::Mutex;
 
-use crate::rig::{Gpu, Rig, folder, gpu0, key, library};
+use crate::model::Model;
+use crate::rig::{Gpu, Rig, folder, gpu0, key};
 
 const ROUNDS: usize = 5;
 const O_DIRECT: i32 = 0o40000;
 const MIB: usize = 1 << 20;
 
-pub(crate) fn main(dir: Option<PathBuf>) -> ExitCode {
-    let done = Gpu::open().map_err(Failed::from).and_then(|gpu| {
-        let own = folder();
-        let dir = dir.as_deref().unwrap_or(own.path());
-        ways(&gpu, dir)?;
-        memory(&gpu)?;
-        lmcache(&gpu, dir)
-    });
-    match done {
+const PARTS: [&str; 3] = ["ways", "memory", "lmcache"];
+
+pub(crate) fn main(told: impl Iterator<Item = OsString>) -> ExitCode {
+    let (mut host, mut parts, mut dir) = (false, Vec::new(), None);
+    for word in told {
+        match word.to_str() {
+            Some("--host") => host = true,
+            Some(part) if PARTS.contains(&part) => parts.push(part.to_owned()),
+            _ => dir = Some(PathBuf::from(word)),
+        }
+    }
+    match measure(host, &parts, dir) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("{}", e.message().unwrap_or("it failed"));
             ExitCode::FAILURE
         }
     }
+}
+
+fn measure(host: bool, parts: &[String], dir: Option<PathBuf>) -> Result<(), Failed> {
+    let gpu = if host {
+        println!("no GPU: a model of its copy engines, which costs the host nothing and moves nothing");
+        Gpu::over(Arc::new(Model::default()))?
+    } else {
+        Gpu::open()?
+    };
+    let own = folder();
+    let dir = dir.as_deref().unwrap_or(own.path());
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|p| p == part);
+    if wanted("ways") {
+        ways(&gpu, dir, host)?;
+    }
+    if wanted("memory") {
+        memory(&gpu)?;
+    }
+    if wanted("lmcache") {
+        lmcache::run(&gpu, dir)?;
+    }
+    Ok(())
 }
 
 fn median(mut all: Vec<f64>) -> f64 {
@@ -73,7 +101,7 @@ impl Runs {
 
 // --- ways side by side ----------------------------------------------------------------------------------------------------
 
-fn ways(gpu: &Gpu, dir: &Path) -> Result<(), Failed> {
+fn ways(gpu: &Gpu, dir: &Path, host: bool) -> Result<(), Failed> {
     const TOTAL: usize = 512 * MIB;
     println!(
         "disk at {}: GB/s write read; ratios write read, medians of {ROUNDS} interleaved rounds",
@@ -88,11 +116,14 @@ fn ways(gpu: &Gpu, dir: &Path) -> Result<(), Failed> {
         c.disk_io_threads = Some(8);
         c.max_capacity_gb = 2.0;
     })?;
-    let compat = gpu.store(&dir.join("compat"), GdsWay::Compat, |c| {
-        c.disk_io_threads = Some(8);
-        c.max_capacity_gb = 2.0;
+    // cuFile would refuse memory that is no GPU's.
+    let compat = (!host).then(|| {
+        gpu.store(&dir.join("compat"), GdsWay::Compat, |c| {
+            c.disk_io_threads = Some(8);
+            c.max_capacity_gb = 2.0;
+        })
     });
-    if let Err(e) = &compat {
+    if let Some(Err(e)) = &compat {
         println!("compat is not here: {e}");
     }
     let mut next = 0;
@@ -104,7 +135,7 @@ fn ways(gpu: &Gpu, dir: &Path) -> Result<(), Failed> {
                 let (bw, br) = adapter(&bounce, &mut next, block, TOTAL, in_flight)?;
                 let by_compat = compat
                     .as_ref()
-                    .ok()
+                    .and_then(|c| c.as_ref().ok())
                     .map(|c| adapter(c, &mut next, block, TOTAL, in_flight))
                     .transpose()?;
                 // The first lap is over space that was never written.
@@ -288,8 +319,7 @@ fn memory(gpu: &Gpu) -> Result<(), Failed> {
     );
     let rig = gpu.store(dir.path(), GdsWay::Bounce, |c| c.disk_io_threads = Some(8))?;
     let raw = Raw::new(gpu, dir.path(), TOTAL)?;
-    let device = Cuda::open()?.device(0)?;
-    let stream = device.stream()?;
+    let mut stream = gpu.gpus.copies(0)?;
     let mut next = 0;
     for block in [MIB, 4 * MIB, 16 * MIB] {
         for in_flight in [1, 4, 8] {
@@ -302,11 +332,10 @@ fn memory(gpu: &Gpu) -> Result<(), Failed> {
                 let (_, memcpy) = raw.run(block, in_flight)?;
                 let begin = Instant::now();
                 for _ in 0..TOTAL / block {
-                    let up = Transfer { to: to.as_ptr(), from: pinned.as_ptr(), bytes: block };
-                    // SAFETY: both are so long and held until the stream was synchronised.
-                    unsafe { stream.copy(up) }?;
+                    // SAFETY: both are so long and held until the stream was drained.
+                    unsafe { stream.copy(Direction::ToDevice, to.as_ptr(), pinned.as_ptr(), block) }?;
                 }
-                stream.synchronize()?;
+                stream.drain();
                 let copied = begin.elapsed();
                 if round > 0 {
                     let rate = |d: Duration| TOTAL as f64 / d.as_secs_f64() / 1e9;
@@ -327,147 +356,4 @@ fn memory(gpu: &Gpu) -> Result<(), Failed> {
         }
     }
     rig.close()
-}
-
-// --- LMCache's layout -------------------------------------------------------------------------------------------------------
-
-/// A file for each chunk, with a 4 KiB header and a second file that repeats it, each made under another name and renamed.
-fn lmcache(gpu: &Gpu, dir: &Path) -> Result<(), Failed> {
-    const TOTAL: usize = 512 * MIB;
-    const THREADS: usize = 4;
-    println!(
-        "\nchunks, {THREADS} at a time: GB/s write read by LMCache's layout and by the adapter, and the ratios"
-    );
-    let search = Search { explicit: library(), ..Search::default() };
-    // SAFETY: the names are NVIDIA's, or what the caller gives as that.
-    let cufile = unsafe { Library::open(&search) }.ok();
-    let hazard = kvstrata_cufile_sys::open_hazard();
-    let there = gpu.has(GdsWay::Compat);
-    let driver = match (cufile, hazard, &there) {
-        (Some(library), None, Ok(())) => {
-            library.set_bool(kvstrata_cufile_sys::BoolParam::ALLOW_COMPAT_MODE, true).ok();
-            library.open_driver().ok()
-        }
-        _ => None,
-    };
-    let how = if driver.is_some() {
-        "cuFile, a handle for each chunk"
-    } else {
-        "no cuFile here: plain files and pageable copies"
-    };
-    println!("LMCache's layout by {how}");
-    let rig = gpu.store(&dir.join("chunks"), GdsWay::Bounce, |c| c.max_capacity_gb = 2.0)?;
-    let device = Cuda::open()?.device(0)?;
-    let mut next = 1 << 32;
-    for block in [MIB, 4 * MIB] {
-        let (mut theirs, mut ours) = (Runs::default(), Runs::default());
-        for round in 0..=ROUNDS {
-            let files = tempfile::tempdir_in(dir)?;
-            let chunks: Vec<WriteBuf> =
-                (0..THREADS).map(|t| gpu.chunk(t as u64, block)).collect::<kvstrata_core::Result<_>>()?;
-            let run = |write: bool| -> Result<Duration, Failed> {
-                let begin = Instant::now();
-                std::thread::scope(|scope| {
-                    let all: Vec<_> = chunks
-                        .iter()
-                        .enumerate()
-                        .map(|(t, buf)| {
-                            let (files, driver, device) = (files.path(), driver.as_ref(), &device);
-                            scope.spawn(move || {
-                                let _current = device.make_current().map_err(|e| e.to_string())?;
-                                let stream = device.stream().map_err(|e| e.to_string())?;
-                                let mut page = vec![0u8; if driver.is_some() { 0 } else { block }];
-                                for n in (t..TOTAL / block).step_by(THREADS) {
-                                    let path = files.join(format!("{n}.kvcache.safetensors"));
-                                    let done = if write {
-                                        store_chunk(driver, &stream, buf, &path, &mut page)
-                                    } else {
-                                        load_chunk(driver, &stream, buf, &path, &mut page)
-                                    };
-                                    done.map_err(|e| e.message().unwrap_or("failed").to_owned())?;
-                                }
-                                Ok::<_, String>(())
-                            })
-                        })
-                        .collect();
-                    all.into_iter().try_for_each(|t| t.join().expect("a thread"))
-                })?;
-                Ok(begin.elapsed())
-            };
-            let (tw, tr) = (run(true)?, run(false)?);
-            drop(chunks);
-            let (ow, or) = adapter(&rig, &mut next, block, TOTAL, THREADS)?;
-            if round > 0 {
-                theirs.add(TOTAL, tw, tr);
-                ours.add(TOTAL, ow, or);
-            }
-        }
-        println!(
-            "{:>5} MiB: theirs {} ours {} ratio {}",
-            block / MIB,
-            theirs.show(),
-            ours.show(),
-            ours.over(&theirs)
-        );
-    }
-    rig.close()
-}
-
-type Driver = Arc<kvstrata_cufile_sys::Driver>;
-
-fn store_chunk(
-    driver: Option<&Driver>,
-    stream: &kvstrata_cuda::Stream,
-    buf: &WriteBuf,
-    path: &Path,
-    page: &mut [u8],
-) -> Result<(), Failed> {
-    let header = [b' '; 4096];
-    let tmp = path.with_extension("tmp1");
-    std::fs::write(&tmp, header)?;
-    let file = OpenOptions::new().read(true).write(true).open(&tmp)?;
-    if let Some(driver) = driver {
-        let handle = FileHandle::register(driver, file).map_err(|f| f.to_string())?;
-        // SAFETY: the chunk is the GPU's memory, held by the caller, whose thread has the GPU's context.
-        let n = unsafe { handle.write(buf.region().base(), buf.extent().offset, buf.len(), 4096) };
-        if n.map_err(|f| f.to_string())? != buf.len() {
-            return Err("a short write".into());
-        }
-    } else {
-        let down =
-            Transfer { to: std::ptr::NonNull::from(&mut *page).cast(), from: buf.as_ptr(), bytes: buf.len() };
-        // SAFETY: both are so long and held until the stream was synchronised.
-        unsafe { stream.copy(down) }?;
-        stream.synchronize()?;
-        file.write_all_at(page, 4096)?;
-    }
-    std::fs::rename(&tmp, path)?;
-    let tmp = path.with_extension("tmp2");
-    std::fs::write(&tmp, header)?;
-    Ok(std::fs::rename(&tmp, path.with_extension("metadata"))?)
-}
-
-fn load_chunk(
-    driver: Option<&Driver>,
-    stream: &kvstrata_cuda::Stream,
-    buf: &WriteBuf,
-    path: &Path,
-    page: &mut [u8],
-) -> Result<(), Failed> {
-    let file = File::open(path)?;
-    if let Some(driver) = driver {
-        let handle = FileHandle::register(driver, file).map_err(|f| f.to_string())?;
-        // SAFETY: as above; nobody else uses the chunk.
-        let n = unsafe { handle.read(buf.region().base(), buf.extent().offset, buf.len(), 4096) };
-        if n.map_err(|f| f.to_string())? != buf.len() {
-            return Err("a short read".into());
-        }
-        return Ok(());
-    }
-    file.read_exact_at(page, 4096)?;
-    let up =
-        Transfer { to: buf.as_ptr(), from: std::ptr::NonNull::from(&mut *page).cast(), bytes: buf.len() };
-    // SAFETY: as above.
-    unsafe { stream.copy(up) }?;
-    Ok(stream.synchronize()?)
 }

@@ -1,0 +1,336 @@
+//! The Mooncake adapter beside Mooncake's own Python client and beside memcpy: the same bytes, batched, in turn, over one
+//! cluster that this starts on loopback and ends.
+//!
+//! Two topologies. *Co-located*: the client that is attached to owns the segment. *Remote*: it owns none, and the owner is
+//! another process over loopback TCP. In both, Python is attached to the same client as ours (`setup_dummy`); in the
+//! second it is also a client of its own (`setup`). Ours is without digests (LMCache's objects without header), and with them.
+//!
+//! `cargo bench -p kvstrata-benches --bench mooncake [-- --rounds N] [--mib N] [--only WORD] [--figures FILE]`, after
+//! `cargo xtask services mooncake fetch`.
+
+#[path = "../../crates/l2-mooncake/tests/common/cluster.rs"]
+#[expect(dead_code, reason = "no process is killed here")]
+mod cluster;
+
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cluster::{Cluster, wheel};
+use kvstrata_benches::{Figures, append, median};
+use kvstrata_core::{Affinity, ChunkHash, KeyScope, KvRank, Layout, ObjectKey};
+use kvstrata_l2::{
+    Adapter, Answer, Checked, Context, Get, GetItem, GetSink, Put, PutItem, PutSink, Stored, Verify,
+};
+use kvstrata_l2_mooncake::{MooncakeConfig, MooncakeContext, MooncakeStore};
+use kvstrata_mem::{Allocate, MemfdRegion, Pool, Region, RegionOptions, Slab};
+
+/// The sizes of objects, in MiB.
+const SIZES: [usize; 4] = [1, 4, 16, 32];
+/// The owner's segment, and how much is put into it once, so that its pages are there.
+const SEGMENT: usize = 1 << 30;
+
+/// Mooncake's own client. Per line of input, a name and a size, it puts, gets and removes a batch, and prints the seconds.
+const PYTHON: &str = r#"
+import sys, time, ctypes, mmap
+from mooncake.store import MooncakeDistributedStore
+master, mode, client, total = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+s = MooncakeDistributedStore()
+if mode == "attached":
+    assert s.setup_dummy(2 * total + (64 << 20), 64 << 20, client) == 0
+    base = s.alloc_from_mem_pool(2 * total)
+else:
+    assert s.setup("127.0.0.1", "P2PHANDSHAKE", 0, 64 << 20, "tcp", "", master) == 0
+    room = mmap.mmap(-1, 2 * total)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(room))
+ctypes.memset(base, 7, 2 * total)
+assert s.register_buffer(base, 2 * total) == 0
+print("ready", flush=True)
+for line in sys.stdin:
+    tag, size = line.split(); size = int(size); n = total // size
+    names = [f"{tag}-{i}" for i in range(n)]
+    at = [base + i * size for i in range(n)]
+    to = [a + total for a in at]
+    sizes = [size] * n
+    t = time.perf_counter(); put = s.batch_put_from(names, at, sizes); p = time.perf_counter() - t
+    t = time.perf_counter(); got = s.batch_get_into(names, to, sizes); g = time.perf_counter() - t
+    assert all(c == 0 for c in put), put
+    assert all(c == size for c in got), got
+    assert all(c == 0 for c in s.batch_remove(names, True))
+    print(p, g, flush=True)
+"#;
+
+/// Who moves a batch there and back; in seconds.
+trait Mover {
+    fn go(&mut self, name: &str, len: usize) -> (f64, f64);
+}
+
+struct Python {
+    child: Child,
+    to: Option<ChildStdin>,
+    from: Lines<BufReader<ChildStdout>>,
+}
+
+impl Python {
+    fn start(cluster: &Cluster, mode: &str, client: usize, total: usize) -> Self {
+        let mut child = Command::new("python3")
+            .args(["-c", PYTHON, &format!("127.0.0.1:{}", cluster.ports.master), mode])
+            .args([cluster.client(client).to_string(), total.to_string()])
+            .env("PYTHONPATH", wheel().expect("the wheel"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("python3");
+        let to = child.stdin.take();
+        let from = BufReader::new(child.stdout.take().expect("its output")).lines();
+        let mut python = Self { child, to, from };
+        while python.line() != "ready" {}
+        python
+    }
+
+    fn line(&mut self) -> String {
+        self.from.next().expect("a line of Python's, which has ended").expect("text")
+    }
+}
+
+impl Mover for Python {
+    fn go(&mut self, name: &str, len: usize) -> (f64, f64) {
+        writeln!(self.to.as_ref().expect("its input"), "{name} {len}").expect("its input");
+        let said = self.line();
+        let (put, get) = said.split_once(' ').expect("two numbers");
+        (put.parse().expect("seconds"), get.parse().expect("seconds"))
+    }
+}
+
+impl Drop for Python {
+    fn drop(&mut self) {
+        // It ends with its input.
+        drop(self.to.take());
+        drop(self.child.wait());
+    }
+}
+
+struct Ours {
+    runtime: Arc<tokio::runtime::Runtime>,
+    cx: Context,
+    store: MooncakeStore,
+    adapter: Adapter,
+    pool: Arc<Pool>,
+    total: usize,
+}
+
+impl Ours {
+    fn open(cluster: &Cluster, digests: bool, total: usize) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_time().build().expect("a runtime");
+        let cx = Context::tokio(runtime.handle().clone());
+        let options = RegionOptions { prefault: true, ..RegionOptions::default() };
+        let region: Arc<dyn Region> = MemfdRegion::new("bench", 2 * total, &options).expect("memory");
+        let pool = Slab::new(vec![region]).expect("a slab").pool("bench", 2 * total as u64);
+        let own = MooncakeContext {
+            l2: cx.clone(),
+            run: u64::from(std::process::id()) << 1 | u64::from(digests),
+            memory: Some(Arc::clone(&pool) as Arc<dyn Allocate>),
+        };
+        let config = MooncakeConfig { digests, save_chunk_meta: Some(false), ..cluster.config() };
+        let store = MooncakeStore::open(&config, &own).expect("a cluster");
+        let verify = if digests { Verify::On } else { Verify::Off };
+        let adapter = Checked::new(store.adapter(), verify, cx.clone()).adapter;
+        Self { runtime: Arc::new(runtime), cx, store, adapter, pool, total }
+    }
+
+    fn put(&self, keys: &[ObjectKey], len: usize) -> f64 {
+        let layout = Layout::opaque(len as u64).expect("a layout");
+        let item = |key: &ObjectKey| {
+            let buf = self.pool.reserve(len, 4096).expect("room").seal(len);
+            PutItem { key: key.clone(), layout: layout.clone(), digest: None, buf }
+        };
+        let items = keys.iter().map(item).collect();
+        let answer = |_, a: kvstrata_core::Result<Stored>| assert_eq!(a.expect("a put"), Stored::Written);
+        let sink = PutSink::new(keys.len(), Arc::new(answer));
+        let deadline = self.cx.timer.now() + Duration::from_secs(60);
+        let start = Instant::now();
+        self.runtime
+            .block_on(self.adapter.store.put(Put { items, deadline, affinity: Affinity::default() }, sink));
+        start.elapsed().as_secs_f64()
+    }
+
+    fn remove(&self, keys: &[ObjectKey]) {
+        let deadline = self.cx.timer.now() + Duration::from_secs(60);
+        let remove = self.adapter.remove.as_ref().expect("the ability");
+        let removed = self.runtime.block_on(remove.remove(keys.into(), deadline));
+        removed.into_iter().for_each(|r| assert!(r.expect("a removal")));
+    }
+
+    /// Touches the pages of the owner's segment.
+    fn fill(&self) {
+        let n = self.total >> 20;
+        let all: Vec<_> = (0..SEGMENT * 7 / 8 / self.total).map(|i| keys(&format!("fill-{i}"), n)).collect();
+        for keys in &all {
+            self.put(keys, 1 << 20);
+        }
+        all.iter().for_each(|keys| self.remove(keys));
+    }
+}
+
+impl Mover for Ours {
+    fn go(&mut self, name: &str, len: usize) -> (f64, f64) {
+        let keys = keys(name, self.total / len);
+        let put = self.put(&keys, len);
+        let layout = Layout::opaque(len as u64).expect("a layout");
+        let item = |key: &ObjectKey| GetItem {
+            key: key.clone(),
+            layout: layout.clone(),
+            buf: self.pool.reserve(len, 4096).expect("room"),
+        };
+        let items = keys.iter().map(item).collect();
+        let answer = |_, a: Answer| assert!(matches!(a, Answer::Loaded(_)), "{a:?}");
+        let sink = GetSink::new(keys.len(), Arc::new(answer));
+        let deadline = self.cx.timer.now() + Duration::from_secs(60);
+        let start = Instant::now();
+        self.runtime
+            .block_on(self.adapter.store.get(Get { items, deadline, affinity: Affinity::default() }, sink));
+        let get = start.elapsed().as_secs_f64();
+        self.remove(&keys);
+        (put, get)
+    }
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        let deadline = self.cx.timer.now() + Duration::from_secs(20);
+        if let Err(e) = self.runtime.block_on(self.store.adapter().store.shutdown(deadline)) {
+            eprintln!("shutdown: {e}");
+        }
+    }
+}
+
+fn keys(tag: &str, n: usize) -> Vec<ObjectKey> {
+    let scope = KeyScope::new(tag, KvRank::single(), 0, "").expect("a scope");
+    (0..n as u32).map(|i| ObjectKey::new(&scope, ChunkHash::new(&i.to_be_bytes()).expect("a hash"))).collect()
+}
+
+/// One thread that copies.
+struct Memcpy {
+    from: Vec<u8>,
+    to: Vec<u8>,
+}
+
+impl Mover for Memcpy {
+    fn go(&mut self, _: &str, len: usize) -> (f64, f64) {
+        let mut copy = || {
+            let start = Instant::now();
+            for (to, from) in self.to.chunks_mut(len).zip(self.from.chunks(len)) {
+                to.copy_from_slice(std::hint::black_box(from));
+            }
+            std::hint::black_box(&self.to);
+            start.elapsed().as_secs_f64()
+        };
+        (copy(), copy())
+    }
+}
+
+struct Args {
+    rounds: usize,
+    total: usize,
+    only: String,
+    figures: Option<PathBuf>,
+}
+
+impl Args {
+    fn read() -> Result<Self, String> {
+        let mut args = Self { rounds: 9, total: 128 << 20, only: String::new(), figures: None };
+        let mut given = std::env::args().skip(1);
+        while let Some(flag) = given.next() {
+            if flag == "--bench" {
+                continue;
+            }
+            let value = given.next().ok_or_else(|| format!("{flag} takes a value"))?;
+            let number = || value.parse::<usize>().map_err(|e| format!("{flag} {value}: {e}"));
+            match flag.as_str() {
+                "--rounds" => args.rounds = number()?.max(1),
+                "--mib" => args.total = number()?.next_multiple_of(32).clamp(32, 256) << 20,
+                "--only" => args.only = value,
+                "--figures" => args.figures = Some(value.into()),
+                _ => return Err(format!("{flag}: --rounds, --mib, --only and --figures are taken")),
+            }
+        }
+        Ok(args)
+    }
+}
+
+/// The middle of the rounds' ratios of two movers' seconds.
+fn ratio(of: &[f64], to: &[f64]) -> f64 {
+    median(of.iter().zip(to).map(|(of, to)| of / to).collect())
+}
+
+fn topology(args: &Args, remote: bool) -> Figures {
+    let segment = format!("{}MB", SEGMENT >> 20);
+    let cluster = match remote {
+        true => Cluster::with_clients(&["0", &segment]),
+        false => Cluster::start(&segment),
+    };
+    let total = args.total;
+    let plain = Ours::open(&cluster, false, total);
+    plain.fill();
+    let mut movers: Vec<(&str, Box<dyn Mover>)> = vec![
+        ("ours, no digests", Box::new(plain)),
+        ("ours, digests", Box::new(Ours::open(&cluster, true, total))),
+        ("Python, attached", Box::new(Python::start(&cluster, "attached", 0, total))),
+        ("memcpy", Box::new(Memcpy { from: vec![1; total], to: vec![2; total] })),
+    ];
+    if remote {
+        movers.push(("Python, own client", Box::new(Python::start(&cluster, "own", 0, total))));
+    }
+    let n = movers.len();
+    let mut headings = vec!["MiB".to_owned()];
+    headings.extend(movers.iter().map(|(name, _)| (*name).to_owned()));
+    headings
+        .extend(["/ Python, attached", if remote { "/ Python, own" } else { "/ memcpy" }].map(Into::into));
+    let mut table = Figures::new(if remote { "remote owner" } else { "co-located owner" }, &[]);
+    table.headings = headings;
+    for mib in SIZES {
+        let len = mib << 20;
+        let mut seconds: Vec<(Vec<f64>, Vec<f64>)> = vec![Default::default(); n];
+        // The first round of each size only warms up.
+        for round in 0..=args.rounds {
+            for at in (0..n).map(|i| (i + round) % n) {
+                let (put, get) = movers[at].1.go(&format!("m{at}-{mib}-{round}"), len);
+                if round > 0 {
+                    seconds[at].0.push(put);
+                    seconds[at].1.push(get);
+                }
+            }
+        }
+        let speed = |all: &[f64]| total as f64 / median(all.to_vec()) / 1e9;
+        let mut row = vec![mib.to_string()];
+        row.extend(seconds.iter().map(|(put, get)| format!("{:.2} / {:.2}", speed(put), speed(get))));
+        for of in [2, if remote { 4 } else { 3 }] {
+            let ((put, get), (of_put, of_get)) = (&seconds[0], &seconds[of]);
+            row.push(format!("{:.2} / {:.2}", ratio(of_put, put), ratio(of_get, get)));
+        }
+        eprintln!("{}: {}", table.name, row.join("  "));
+        table.rows.push(row);
+    }
+    table
+}
+
+fn main() -> ExitCode {
+    let run = || -> Result<(), String> {
+        let args = Args::read()?;
+        wheel()?;
+        let topologies = [("co-located", false), ("remote", true)];
+        let asked = topologies.iter().filter(|(name, _)| name.contains(&args.only));
+        let tables: Vec<_> = asked.map(|(_, remote)| topology(&args, *remote)).collect();
+        append(&tables, args.figures.as_ref()).map_err(|e| format!("--figures: {e}"))
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("{e}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! What several paths add to one.
+
+mod common;
+mod gone;
+mod service;
