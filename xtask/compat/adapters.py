@@ -138,6 +138,9 @@ def all_steps():
     tokens = prompt(1, 4 * chunk)
     done = {}
 
+    # The events are followed from here on.
+    e.worker.get_kv_events()
+    time.sleep(0.3)
     first = e.request()
     done["a lookup of what is not there finds nothing"] = e.lookup(first, tokens) == 0
     e.fill(tokens, 0, 4 * chunk)

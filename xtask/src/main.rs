@@ -13,8 +13,8 @@
 //!                          without cargo
 //! cargo xtask test-cufile-host    NVIDIA's cuFile library, fetched with pip, against host memory
 //! cargo xtask cufile-bindings ..  the declarations of cufile-sys against NVIDIA's header: --header FILE, --wheel
-//! cargo xtask compat-lmcache [cli | figures]  LMCache's released client against `kvstrata serve`; needs Python and a package
-//!                          index. `figures` measures both servers side by side
+//! cargo xtask compat-lmcache  LMCache's released client against `kvstrata serve`, through kills; needs Python and a package
+//!                             index. `compat-lmcache cli`: its command line; `compat-lmcache figures`: both servers measured
 //! cargo xtask sim ..       plays seeds of the simulation; `--help` says how
 //! cargo xtask faults ..    a million faults below the digest check, over memory and over files
 //! cargo xtask kill ..      kills a process that stores, and looks at what it leaves

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Place, lmcache};
+use super::{Place, lmcache, quiet};
 
-const ROUNDS: usize = 3;
+const ROUNDS: &str = "3";
 const L1_GB: &str = "4";
 
 /// A server of either kind; killed when dropped.
@@ -95,11 +95,13 @@ fn healthy(address: &str) -> bool {
     ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
 }
 
-fn measure(place: &Place, subject: &Subject, what: &[&str]) -> Result<Value> {
+/// What each round gave, for both.
+fn measure(place: &Place, subjects: [&Subject; 2], rounds: &str, what: &[&str]) -> Result<[Vec<Value>; 2]> {
+    let servers = subjects.map(|s| format!("{},{}", s.url, s.pid())).join(";");
     let script = place.root.join("xtask/compat/lookups.py");
-    let done = environment(Command::new(place.venv.join("bin/python")))
+    let done = quiet(&mut Command::new(place.venv.join("bin/python")))
         .arg(script)
-        .args([&subject.url, &subject.pid().to_string()])
+        .args([&servers, rounds])
         .args(what)
         .output()?;
     let text = String::from_utf8_lossy(&done.stdout);
@@ -107,12 +109,6 @@ fn measure(place: &Place, subject: &Subject, what: &[&str]) -> Result<Value> {
         Some(value) if done.status.success() => Ok(value),
         _ => bail!("{what:?}: {}", String::from_utf8_lossy(&done.stderr)),
     }
-}
-
-fn environment(mut command: Command) -> Command {
-    command.env("LMCACHE_TRACK_USAGE", "false").env("LMCACHE_DISABLE_BANNER", "1");
-    command.env("LMCACHE_LOG_LEVEL", "ERROR").env("PYTHONWARNINGS", "ignore");
-    command
 }
 
 fn ours(binary: &Path, more: &[&str]) -> Result<Subject> {
@@ -156,11 +152,7 @@ pub(super) fn run(place: &Place) -> Result<ExitCode> {
     println!("| CPU while idle | {:.1} % | {:.1} % | |", idle.0, idle.1);
 
     for (tokens, count) in [("4096", "300"), ("131072", "40")] {
-        let (mut here, mut there) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            here.push(measure(place, &us, &["lookups", tokens, count])?);
-            there.push(measure(place, &them, &["lookups", tokens, count])?);
-        }
+        let [here, there] = measure(place, [&us, &them], ROUNDS, &["lookups", tokens, count])?;
         for (field, what) in [
             ("server_ms", "server CPU per lookup"),
             ("p50_ms", "lookup, half"),
@@ -169,11 +161,7 @@ pub(super) fn run(place: &Place) -> Result<ExitCode> {
             row(&format!("{what}, {tokens} tokens"), "ms", (of(&here, field), of(&there, field)));
         }
     }
-    let (mut here, mut there) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        here.push(measure(place, &us, &["clients", "4096", "4"])?);
-        there.push(measure(place, &them, &["clients", "4096", "4"])?);
-    }
+    let [here, there] = measure(place, [&us, &them], ROUNDS, &["clients", "4096", "4"])?;
     row(
         "lookup with four clients, 99 of 100, 4096 tokens",
         "ms",
@@ -186,7 +174,7 @@ pub(super) fn run(place: &Place) -> Result<ExitCode> {
     // One MB a second: a lookup of what is only there takes seconds.
     let slow = ["--l2-adapter", r#"{"type":"mock","max_size_gb":1,"mock_bandwidth_gb":0.001}"#];
     let (us, them) = (ours(&place.binary, &slow)?, theirs(&place.venv, &slow)?);
-    let (here, there) = (measure(place, &us, &["ping", "300"])?, measure(place, &them, &["ping", "300"])?);
+    let [here, there] = measure(place, [&us, &them], "1", &["ping", "300"])?;
     for (field, what) in [
         ("alone_p99_ms", "ping, 99 of 100"),
         ("stalled_p99_ms", "ping while a lookup waits for a slow tier, 99 of 100"),
@@ -194,7 +182,7 @@ pub(super) fn run(place: &Place) -> Result<ExitCode> {
         ("waited_s", "(that lookup's wait, s)"),
     ] {
         let unit = if field == "waited_s" { "s" } else { "ms" };
-        row(what, unit, (here[field].as_f64().context(field)?, there[field].as_f64().context(field)?));
+        row(what, unit, (of(&here, field), of(&there, field)));
     }
     Ok(ExitCode::SUCCESS)
 }

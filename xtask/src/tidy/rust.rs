@@ -99,8 +99,14 @@ fn unused(package: &Package, files: &[File], findings: &mut Findings) {
         .filter(|f| f.path.ends_with(".rs") && Path::new(&f.path).starts_with(package.dir.join("src")))
         .map(|f| code_only(&f.text))
         .collect();
+    // A few name their library without the hyphen: md-5 is md5.
+    let used = |name: &str| {
+        ["_", ""]
+            .iter()
+            .any(|hyphen| sources.iter().any(|code| !lines_with(code, &name.replace('-', hyphen)).is_empty()))
+    };
     let idle: Vec<&str> = (package.normal.iter().chain(&package.external))
-        .filter(|name| sources.iter().all(|code| lines_with(code, &name.replace('-', "_")).is_empty()))
+        .filter(|name| !used(name))
         .map(String::as_str)
         .collect();
     if !idle.is_empty() {

@@ -313,6 +313,7 @@ mod tests {
         "p2p-load-timeout",
         "p2p-transfer-engine",
         "l1-manager",
+        "l1-use-hugepages",
         "l1-devdax-path",
         "gds-l1-path",
         "gds-l1-use-direct-io",

@@ -139,6 +139,11 @@ impl ServeArgs {
         let name = given.settings.l1.shm_name.clone().unwrap_or_else(|| format!("kvstrata_{}", self.port));
         ["shm-name", "l1-shm-name"].into_iter().for_each(|flag| drop(self.config.take(flag)));
         self.config.set("l1-shm-name", Pool::name_for(&name));
+        // The pool is faulted in behind the start, whatever is said: nobody waits for gigabytes of zeros.
+        ["l1-prefault", "no-l1-prefault", "l1-use-lazy", "no-l1-use-lazy"]
+            .into_iter()
+            .for_each(|flag| drop(self.config.take(flag)));
+        self.config.set("l1-prefault", "false");
         if ["l1.size", "l2.adapters", "local_disk.path", "local_cpu"].into_iter().all(unset) {
             let memory = kvstrata_mem::machine_memory();
             let size = (memory / 4).min(given.settings.l1.size.0) & !((2 << 20) - 1);
@@ -328,9 +333,21 @@ pub(crate) async fn run(mut args: ServeArgs) -> Result<bool> {
 
 /// What becomes of a command line, up to where something would be opened.
 #[cfg(test)]
-pub(super) fn trial(line: &[&str]) -> Result<()> {
+pub(super) fn trial(line: &[&str]) -> Result<Resolved> {
     let cli = <super::Cli as clap::Parser>::try_parse_from(line)?;
     let super::Command::Serve(mut args) = cli.command else { anyhow::bail!("that serves nothing") };
     args.options()?;
-    args.settings().map(|_| ())
+    args.settings()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn no_flag_makes_the_start_wait_for_the_pool() {
+        for flag in [&[][..], &["--no-l1-use-lazy"], &["--l1-use-lazy"], &["--l1-prefault", "--l1-size-gb=2"]]
+        {
+            let line = [&["kvstrata", "serve", "--shm-name", "a"], flag].concat();
+            assert!(!super::trial(&line).unwrap().settings.l1.prefault, "{flag:?}");
+        }
+    }
 }

@@ -1,6 +1,9 @@
 //! The dispatcher over a real manager and real shared memory. The client's side of the pool is the file in /dev/shm, as
 //! another process would have it.
 
+mod events;
+mod lmcache_driven;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,9 +1,11 @@
 //! LMCache's own client against `kvstrata serve`.
 //!
 //! Makes a Python environment under `target/compat` with the released LMCache (about 5 GB with what it brings along), and
-//! runs its `bench server` in every shape that an engine-driven client has, over several tiers. Each run compares the
-//! checksums of what it stored and what it got back. Needs Python 3.11 and a package index; CI does not run it.
+//! runs its `bench server` in every shape and both modes of transfer, over several tiers. Each run compares the checksums of
+//! what it stored and what it got back. Then its vLLM adapters go through the steps of a request's life, and through kills of
+//! the server (`--kills N`, 100 unless given). Needs Python 3.11 and a package index; CI does not run it.
 
+mod adapters;
 mod cli;
 mod figures;
 
@@ -26,6 +28,12 @@ const SHAPES: &[(&str, &[&str])] = &[
     ),
 ];
 
+const MODES: [&str; 2] = ["engine_driven", "lmcache_driven"];
+
+/// Where a server listens that is to be found again after a kill: below the ports that the kernel gives to clients. A client
+/// that dials a port of those while nobody listens may be given this very port, and then it is connected to itself.
+const PORT: u16 = 15_755;
+
 /// A server; killed when dropped.
 struct Server {
     child: Child,
@@ -41,11 +49,17 @@ impl Drop for Server {
 }
 
 impl Server {
-    fn start(binary: &Path, adapter: &str) -> Result<Self> {
-        let flags =
-            ["serve", "--port", "0", "--http-port", "0", "--l1-size-gb", "1", "--l2-adapter", adapter];
+    /// At this port, and the next one for HTTP; 0 takes any.
+    fn start(binary: &Path, adapter: &str, port: u16) -> Result<Self> {
+        let flags = ["serve", "--l1-size-gb", "1", "--l2-adapter", adapter];
+        let http = if port == 0 { 0 } else { port + 1 };
         let name = format!("compat_{}", std::process::id());
-        Self::launch(Command::new(binary).args(flags).args(["--shm-name", &name]))
+        Self::launch(
+            Command::new(binary)
+                .args(flags)
+                .args(["--port", &port.to_string(), "--http-port", &http.to_string()])
+                .args(["--shm-name", &name]),
+        )
     }
 
     /// Starts a server that says where it listens, and waits until it is ready.
@@ -69,10 +83,11 @@ impl Server {
 
 pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
     match args {
-        [] => suite(),
+        [] => suite(100),
+        [flag, n] if flag == "--kills" => suite(n.parse().context("--kills takes a number")?),
         [what] if what == "cli" => Ok(passed(cli::run(&Place::make()?)?)),
         [what] if what == "figures" => figures::run(&Place::make()?),
-        _ => bail!("usage: cargo xtask compat-lmcache [cli | figures]"),
+        _ => bail!("usage: cargo xtask compat-lmcache [cli | figures | --kills N]"),
     }
 }
 
@@ -105,7 +120,7 @@ impl Place {
     }
 }
 
-fn suite() -> Result<ExitCode> {
+fn suite(rounds: u32) -> Result<ExitCode> {
     let place = Place::make()?;
     let Place { home, venv, binary, .. } = &place;
     let store = home.join(format!("store-{}", std::process::id()));
@@ -116,18 +131,24 @@ fn suite() -> Result<ExitCode> {
     ];
     let mut failed = cli::run(&place)?;
     for (tier, adapter) in &tiers {
-        let mut server = Server::start(binary, adapter)?;
-        for (n, (shape, flags)) in SHAPES.iter().enumerate() {
-            failed += u32::from(!bench(venv, &server, shape, tier, n * 10, flags)?);
+        let mut server = Server::start(binary, adapter, 0)?;
+        for (m, mode) in MODES.iter().enumerate() {
+            for (n, (shape, flags)) in SHAPES.iter().enumerate() {
+                failed += u32::from(!bench(venv, &server, mode, shape, tier, m * 100 + n * 10, flags)?);
+            }
+            failed += adapters::steps(venv, &server, mode)?;
         }
         if *tier == "fs" {
             // What was stored before a kill is served from disk.
             drop(server);
-            server = Server::start(binary, adapter)?;
+            server = Server::start(binary, adapter, 0)?;
             let (_, flags) = SHAPES[0];
-            failed += u32::from(!bench(venv, &server, "after a kill", tier, 0, flags)?);
+            failed += u32::from(!bench(venv, &server, MODES[0], "after a kill", tier, 0, flags)?);
+            drop(server);
+            for mode in MODES {
+                failed += adapters::kills(venv, mode, rounds, || Server::start(binary, adapter, PORT))?;
+            }
         }
-        drop(server);
     }
     let _ = fs::remove_dir_all(&store);
     Ok(passed(failed))
@@ -157,18 +178,24 @@ fn environment(home: &Path) -> Result<PathBuf> {
 
 fn lmcache(venv: &Path) -> Command {
     let mut command = Command::new(venv.join("bin/lmcache"));
+    quiet(&mut command);
+    command
+}
+
+/// Without what LMCache reports home and prints.
+fn quiet(command: &mut Command) -> &mut Command {
     command
         .env("LMCACHE_TRACK_USAGE", "false")
         .env("LMCACHE_DISABLE_BANNER", "1")
         .env("LMCACHE_LOG_LEVEL", "ERROR")
-        .env("PYTHONWARNINGS", "ignore");
-    command
+        .env("PYTHONWARNINGS", "ignore")
 }
 
 /// Three requests from `start` on; whether all checksums match.
 fn bench(
     venv: &Path,
     server: &Server,
+    mode: &str,
     shape: &str,
     tier: &str,
     start: usize,
@@ -176,7 +203,7 @@ fn bench(
 ) -> Result<bool> {
     let range = [start.to_string(), (start + 3).to_string()];
     let output = lmcache(venv)
-        .args(["bench", "server", "--mode", "cpu", "--transfer-mode", "engine_driven", "--url="])
+        .args(["bench", "server", "--mode", "cpu", "--transfer-mode", mode, "--url", &server.http])
         .args(["--rpc-url", &server.endpoint, "--num-tokens", "1024", "--interval", "0.02"])
         .args(["--start", &range[0], "--end", &range[1]])
         .args(flags)
@@ -189,7 +216,10 @@ fn bench(
     };
     let (ok, bad) = (number("Checksum OK:"), number("Checksum FAIL:"));
     let good = output.status.success() && ok == Some(3) && bad == Some(0);
-    println!("{tier}, {shape}: {ok:?} checksums match, {bad:?} do not{}", if good { "" } else { ": FAILED" });
+    println!(
+        "{tier}, {mode}, {shape}: {ok:?} checksums match, {bad:?} do not{}",
+        if good { "" } else { ": FAILED" }
+    );
     if !good {
         eprintln!("{}", String::from_utf8_lossy(&output.stderr));
     }
