@@ -21,9 +21,7 @@ use kvstrata_disk::{Wanted, Writer};
 use kvstrata_io::{
     Completion, CompletionSink, Disk, EngineKind, IoBuf, IoEngine, IoOp, Open, OsDisk, OsFile, OsOptions,
 };
-use kvstrata_l2::{
-    Adapter, Checked, Context, Get, GetItem, GetSink, Put, PutItem, PutSink, Stored, Verify,
-};
+use kvstrata_l2::{Adapter, Checked, Context, Get, GetItem, GetSink, Put, PutItem, PutSink, Stored, Verify};
 use kvstrata_l2_fs::{FsConfig, LayoutChoice, Switch, open_os};
 use kvstrata_mem::{Allocate, MmapRegion, Pool, ReadBuf, RegionOptions, Slab, WriteBuf};
 use tokio::runtime::Runtime;
@@ -197,11 +195,14 @@ impl Mover for Whole {
                 buf: self.buffers.empty(size),
             };
             let items: Vec<GetItem> = offsets.iter().map(item).collect();
-            let sink = GetSink::new(items.len(), Arc::new(move |at, answer: kvstrata_l2::Answer| {
-                if !matches!(answer, kvstrata_l2::Answer::Loaded(_)) {
-                    note(&to, format!("object {at}: {answer:?}"));
-                }
-            }));
+            let sink = GetSink::new(
+                items.len(),
+                Arc::new(move |at, answer: kvstrata_l2::Answer| {
+                    if !matches!(answer, kvstrata_l2::Answer::Loaded(_)) {
+                        note(&to, format!("object {at}: {answer:?}"));
+                    }
+                }),
+            );
             self.runtime.block_on(self.adapter.store.get(Get { items, deadline, affinity }, sink));
         } else {
             self.last = self.next;
@@ -213,11 +214,14 @@ impl Mover for Whole {
                 buf: self.buffers.full(size),
             };
             let items: Vec<PutItem> = (self.last..self.next).map(item).collect();
-            let sink = PutSink::new(items.len(), Arc::new(move |at, answer: kvstrata_core::Result<Stored>| {
-                if !matches!(answer, Ok(Stored::Written)) {
-                    note(&to, format!("object {at}: {answer:?}"));
-                }
-            }));
+            let sink = PutSink::new(
+                items.len(),
+                Arc::new(move |at, answer: kvstrata_core::Result<Stored>| {
+                    if !matches!(answer, Ok(Stored::Written)) {
+                        note(&to, format!("object {at}: {answer:?}"));
+                    }
+                }),
+            );
             self.runtime.block_on(self.adapter.store.put(Put { items, deadline, affinity }, sink));
         }
         bad.lock().expect("no panic").take().map_or(Ok(()), Err)
