@@ -9,7 +9,7 @@ fn rots(paths: usize) {
     assert_eq!(report.failures, Vec::<String>::new());
     assert_eq!(report.wrong, 0);
     // It was not for want of anything to find.
-    assert!(report.lost > 50 && report.verified > 1500, "{report:?}");
+    assert!(report.lost > 50 && report.verified > 1000, "{report:?}");
 }
 
 #[test]

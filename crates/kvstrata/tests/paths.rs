@@ -73,7 +73,7 @@ fn doctor_tells_of_each_path() {
         finding["why"].as_str().expect("a text").to_owned()
     };
     assert!(why("fs: paths".into()).starts_with("by_key over "));
-    for (path, limit) in [(&a, "307.2 MiB"), (&b, "102.4 MiB")] {
+    for (path, limit) in [(&a, "307.20 MiB"), (&b, "102.40 MiB")] {
         let name = format!("fs {}", path.display());
         assert!(why(format!("{name}: path")).contains("shared with other processes"), "{report}");
         assert!(why(format!("{name}: capacity")).contains(limit), "{report}");
