@@ -41,6 +41,27 @@ struct Bound {
     tokens: Tokens,
     parent: Option<[u8; 32]>,
     uses: u32,
+    /// The model, if it came and was not told yet.
+    came: Option<Arc<str>>,
+}
+
+impl State {
+    fn tell(&mut self, capacity: usize, event: KvEvent) {
+        if self.events.len() == capacity {
+            self.events.pop_front();
+        }
+        self.events.push_back(Arc::new(KvEvent { seq: self.next, ..event }));
+        self.next += 1;
+    }
+
+    /// Tells that a chunk came, if it did.
+    fn tell_arrival(&mut self, capacity: usize, hash: [u8; 32]) -> bool {
+        let Some(bound) = self.bound.get_mut(&hash) else { return false };
+        let Some(model) = bound.came.take() else { return false };
+        let (tokens, parent) = (bound.tokens.clone(), bound.parent);
+        self.tell(capacity, KvEvent { seq: 0, stored: true, model, hashes: vec![hash], parent, tokens });
+        true
+    }
 }
 
 impl EventLog {
@@ -60,7 +81,8 @@ impl EventLog {
         self.state.lock().on
     }
 
-    /// Says what chunks are made of that may come until what is returned is dropped.
+    /// Says what chunks are made of that may come until what is returned is dropped. Then they are told, in the order of
+    /// `positions`: whoever builds a tree of them has a chunk's parent before the chunk, whichever was there first.
     pub(crate) fn bind(
         self: &Arc<Self>,
         hashes: &[[u8; 32]],
@@ -81,6 +103,7 @@ impl EventLog {
                 tokens: Tokens::from_be_bytes(bytes.to_vec()),
                 parent,
                 uses: 0,
+                came: None,
             });
             bound.uses += 1;
             binding.hashes.push(*hash);
@@ -98,22 +121,20 @@ impl EventLog {
         if !state.on {
             return;
         }
-        let bound = if stored { state.bound.get(&hash).cloned() } else { None };
-        // Tokens of what came in another way are not known.
-        let Some(Bound { tokens, parent, .. }) =
-            bound.or_else(|| (!stored).then(|| Bound { tokens: Tokens::default(), parent: None, uses: 0 }))
-        else {
+        let model: Arc<str> = key.scope().model().into();
+        if stored {
+            // Tokens of what came in another way are not known.
+            if let Some(bound) = state.bound.get_mut(&hash) {
+                bound.came = Some(model);
+            }
             return;
-        };
-        let seq = state.next;
-        state.next += 1;
-        if state.events.len() == self.capacity {
-            state.events.pop_front();
         }
-        let model = key.scope().model().into();
-        state.events.push_back(Arc::new(KvEvent { seq, stored, model, hashes: vec![hash], parent, tokens }));
+        state.tell_arrival(self.capacity, hash);
+        let (parent, tokens) = (None, Tokens::default());
+        state.tell(self.capacity, KvEvent { seq: 0, stored, model, hashes: vec![hash], parent, tokens });
+        let last = state.next - 1;
         drop(state);
-        self.grown.send_replace(seq);
+        self.grown.send_replace(last);
     }
 
     /// Follows the events of a model from a cursor on. Who followed under the same instance before does not any more.
@@ -215,13 +236,20 @@ impl Drop for Binding {
             return;
         }
         let mut state = self.log.state.lock();
+        let mut told = false;
         for hash in &self.hashes {
+            told |= state.tell_arrival(self.log.capacity, *hash);
             if let Some(bound) = state.bound.get_mut(hash) {
                 bound.uses -= 1;
                 if bound.uses == 0 {
                     state.bound.remove(hash);
                 }
             }
+        }
+        let last = state.next - 1;
+        drop(state);
+        if told {
+            self.log.grown.send_replace(last);
         }
     }
 }

@@ -51,8 +51,10 @@ pub(crate) struct TierPlan {
 pub(crate) enum TierKind {
     /// Memory; gone with the process.
     Mock,
-    /// Files on a simulated disk that survives, as far as a crash lets it.
-    Fs,
+    /// A file for each object, on a simulated disk that survives as far as a crash lets it.
+    Files,
+    /// Segments on such a disk.
+    Slab,
 }
 
 /// One step. Times are in virtual milliseconds.
@@ -148,7 +150,7 @@ impl Setup {
         let buffer_only = rng.percent(15);
         let tier = |rng: &mut Rng, present_percent| TierPlan {
             present: rng.percent(present_percent),
-            kind: if rng.percent(50) { TierKind::Fs } else { TierKind::Mock },
+            kind: [TierKind::Mock, TierKind::Mock, TierKind::Files, TierKind::Slab][rng.below(4) as usize],
             capacity: 40 + rng.below(200),
             fault_percent: [0, 2, 10, 40][rng.below(4) as usize],
             seed: rng.bits() >> 1,

@@ -8,7 +8,7 @@ use kvstrata_core::{Layout, Namespace};
 use kvstrata_io::{Crash, Disk, SimDisk, SimMode, SimOptions};
 use kvstrata_l2::{Adapter, BreakerOptions, Context, LimitOptions};
 use kvstrata_l2_fault::{Fault, FaultConfig, Injector};
-use kvstrata_l2_fs::{FsConfig, FsContext, FsStore};
+use kvstrata_l2_fs::{FsConfig, FsContext, FsStore, LayoutChoice};
 use kvstrata_l2_mock::{Mock, MockConfig};
 use kvstrata_manager::{AdapterOptions, InFlight, L2Id};
 
@@ -55,7 +55,7 @@ pub(crate) struct Open {
 
 impl Tier {
     pub(crate) fn new(at: usize, plan: TierPlan) -> Self {
-        let disk = (plan.kind == TierKind::Fs).then(|| {
+        let disk = (plan.kind != TierKind::Mock).then(|| {
             SimDisk::new(SimOptions {
                 // Names are free here, and directories are not in the store's account.
                 capacity: plan.capacity * UNIT,
@@ -97,6 +97,10 @@ impl Tier {
                     name: self.name.clone(),
                     max_capacity_gb: self.plan.capacity as f64 * UNIT as f64 / (1u64 << 30) as f64,
                     num_workers: 2,
+                    layout: match self.plan.kind {
+                        TierKind::Slab => LayoutChoice::Slab,
+                        TierKind::Files | TierKind::Mock => LayoutChoice::Files,
+                    },
                     ..FsConfig::new("/store")
                 };
                 let namespace = Namespace {
