@@ -90,7 +90,7 @@ impl<D: Disk> Store<D> {
         &self.root
     }
 
-    /// Where files may lie for a while that are no objects: what has a name of [`temp_name`](crate::names::temp_name) is
+    /// Where files may lie for a while that are no objects: what has a name of [`temp_name`] is
     /// removed by the next start if it is still there.
     pub fn tmp(&self) -> &Path {
         &self.tmp
