@@ -287,7 +287,12 @@ impl<W> Index<W> {
 
     /// Adds what recovery found; its bytes count.
     pub(crate) fn recovered(&mut self, object: Object) {
-        if let Some(slot) = self.slot_of(&object.key) {
+        self.recovered_over(self.slot_of(&object.key), object);
+    }
+
+    /// As that, where the slot of an object with the same key is known.
+    fn recovered_over(&mut self, there: Option<u32>, object: Object) {
+        if let Some(slot) = there {
             self.used -= self.detach(slot, Removal::Deleted).charge;
         }
         self.used += object.charge;

@@ -9,12 +9,12 @@ use kvstrata_evict::Removal;
 use kvstrata_io::{Disk, Open};
 use kvstrata_l2::{Found, Miss};
 
-use crate::HEADER_BYTES;
 use crate::index::Place;
 use crate::names::{object_name, object_path};
 use crate::settings::count;
 use crate::shared::is_gone;
 use crate::store::{Hold, Store, access, read_header};
+use crate::{Fault as HeaderFault, HEADER_BYTES};
 
 /// Why a load did not give its bytes.
 #[derive(Debug)]
@@ -164,10 +164,11 @@ impl<D: Disk> Pin<D> {
         }
     }
 
-    fn check_header(&mut self, opened: &Opened<D>) -> Result<(), Fault> {
+    /// What the header says of this key's object, or what is wrong with the header.
+    pub(crate) fn header_says(&mut self, opened: &Opened<D>) -> Result<Result<Found, HeaderFault>, Fault> {
         let header = match read_header(&*self.store.disk, &opened.file, opened.offset - HEADER_BYTES) {
             Ok(Ok(header)) => header,
-            Ok(Err(fault)) => return Err(self.miss(Miss::Header, &fault.to_string())),
+            Ok(Err(fault)) => return Ok(Err(fault)),
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(self.miss(Miss::Truncated, "shorter than a header"));
             }
@@ -176,7 +177,14 @@ impl<D: Disk> Pin<D> {
         if header.key != self.key {
             return Err(self.miss(Miss::Foreign, "another key's object"));
         }
-        let says = Found { len: header.len, layout: Some(header.layout), digest: header.digest };
+        Ok(Ok(Found { len: header.len, layout: Some(header.layout), digest: header.digest }))
+    }
+
+    fn check_header(&mut self, opened: &Opened<D>) -> Result<(), Fault> {
+        let says = match self.header_says(opened)? {
+            Ok(says) => says,
+            Err(fault) => return Err(self.miss(Miss::Header, &fault.to_string())),
+        };
         if says != self.found {
             Err(self.miss(Miss::Stale, "another object of the same key"))
         } else {

@@ -18,8 +18,8 @@ use crate::load::Fault;
 use crate::names::{DESCRIBE, live_name, live_name_of, object_path};
 use crate::recover::{Looked, look_at};
 use crate::settings::count;
-use crate::store::{Hold, Store, read_header};
-use crate::{Claim, Fault as HeaderFault, HEADER_BYTES, Manifest, Opened, Pin, Writer};
+use crate::store::{Hold, Store};
+use crate::{Claim, Fault as HeaderFault, Manifest, Opened, Pin, Writer};
 
 /// How often, and after what pause, the lock of the manifest is tried: whoever has it writes one small file.
 const TRIES: u32 = 200;
@@ -201,23 +201,15 @@ impl<D: Disk> Pin<D> {
             }
             Err(e) => return Err(self.failed(e)),
         };
-        let header = match read_header(&*self.store.disk, &opened.file, opened.offset - HEADER_BYTES) {
-            Ok(Ok(header)) => header,
+        let says = match self.header_says(&opened)? {
+            Ok(says) => says,
             // A later version's is left alone.
-            Ok(Err(HeaderFault::Version(_))) => {
+            Err(HeaderFault::Version(_)) => {
                 self.forget();
                 return Err(self.missed(Miss::Header));
             }
-            Ok(Err(fault)) => return Err(self.miss(Miss::Header, &fault.to_string())),
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(self.miss(Miss::Truncated, "shorter than a header"));
-            }
-            Err(e) => return Err(self.failed(e)),
+            Err(fault) => return Err(self.miss(Miss::Header, &fault.to_string())),
         };
-        if header.key != self.key {
-            return Err(self.miss(Miss::Foreign, "another key's object"));
-        }
-        let says = Found { len: header.len, layout: Some(header.layout), digest: header.digest };
         let wanted = self.found.layout;
         if self.slot.is_some() && says != self.found {
             // Another writer put its own there.

@@ -156,9 +156,9 @@ impl<W> Index<W> {
         match record {
             Record::Insert(object) => {
                 // A snapshot has both while one takes the other's place, in any order.
-                let newer = |(_, old): (u32, &Object)| old.generation > object.generation;
-                if !self.find(&object.key).is_some_and(newer) {
-                    self.recovered(object);
+                let there = self.slot_of(&object.key);
+                if there.is_none_or(|slot| self.at(slot).object.generation <= object.generation) {
+                    self.recovered_over(there, object);
                 }
             }
             Record::Remove { fingerprint, generation } => {
