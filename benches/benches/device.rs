@@ -16,13 +16,15 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use io_uring::{IoUring, opcode, types};
-use kvstrata_benches::{Figures, append, median, scratch};
+use kvstrata_benches::{Figures, Flags, append, median, scratch};
 use kvstrata_core::{Affinity, ChunkHash, KeyScope, KvRank, Layout, ObjectKey};
 use kvstrata_disk::{Wanted, Writer};
 use kvstrata_io::{
     Completion, CompletionSink, Disk, EngineKind, IoBuf, IoEngine, IoOp, Open, OsDisk, OsFile, OsOptions,
 };
-use kvstrata_l2::{Adapter, Checked, Context, Get, GetItem, GetSink, Put, PutItem, PutSink, Stored, Verify};
+use kvstrata_l2::{
+    Adapter, Checked, Context, Get, GetItem, GetSink, Put, PutDigest, PutItem, PutSink, Stored, Verify,
+};
 use kvstrata_l2_fs::{FsConfig, LayoutChoice, Switch, open_os};
 use kvstrata_mem::{Allocate, MmapRegion, Pool, ReadBuf, RegionOptions, Slab, WriteBuf};
 use tokio::runtime::Runtime;
@@ -141,11 +143,13 @@ impl Whole {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build();
         let runtime = runtime.map_err(|e| e.to_string())?;
         let root = scratch(dir, "device-store");
+        // Of a store that is only read, not all has to be there.
+        let batches = if read { 2 } else { 16 };
         let config = FsConfig {
             layout: LayoutChoice::Slab,
             use_odirect: Some(Switch(Wanted::Require)),
-            // A batch and what lies in its way.
-            max_capacity_gb: buffers.bytes as f64 * 1.5 / f64::from(1 << 30),
+            // Its log is written anew every few batches only, as those of stores of any size are.
+            max_capacity_gb: (batches * buffers.bytes) as f64 / f64::from(1 << 30),
             ..FsConfig::new(&root)
         };
         let memory = Some(Arc::clone(&buffers.pool) as Arc<dyn Allocate>);
@@ -158,7 +162,7 @@ impl Whole {
         let mut new = Self { adapter, runtime, buffers, scope, root, last: 0, next: 0 };
         // Written all over, so that no block of it is new.
         let offsets = vec![0; new.buffers.bytes / size];
-        for _ in 0..if read { 1 } else { 3 } {
+        for _ in 0..if read { 1 } else { batches + 1 } {
             new.go(false, &offsets, size)?;
         }
         Ok(new)
@@ -211,7 +215,7 @@ impl Mover for Whole {
             let item = |n| PutItem {
                 key: self.key(n),
                 layout: layout.clone(),
-                digest: None,
+                digest: PutDigest::None,
                 buf: self.buffers.full(size),
             };
             let items: Vec<PutItem> = (self.last..self.next).map(item).collect();
@@ -390,25 +394,14 @@ struct Args {
 }
 
 fn args() -> Result<Args> {
-    let mut args =
-        Args { dir: std::env::temp_dir(), rounds: 7, bytes: 256 << 20, only: String::new(), figures: None };
-    let mut given = std::env::args().skip(1);
-    while let Some(flag) = given.next() {
-        if flag == "--bench" {
-            continue;
-        }
-        let value = given.next().ok_or_else(|| format!("{flag} takes a value"))?;
-        let number = || value.parse::<usize>().map_err(|e| format!("{flag} {value}: {e}"));
-        match flag.as_str() {
-            "--dir" => args.dir = value.into(),
-            "--rounds" => args.rounds = number()?.max(1),
-            "--mib" => args.bytes = number()?.max(64) << 20,
-            "--only" => args.only = value,
-            "--figures" => args.figures = Some(value.into()),
-            _ => return Err(format!("{flag}: --dir, --rounds, --mib, --only and --figures are taken")),
-        }
-    }
-    Ok(args)
+    let flags = Flags::read(&["--dir", "--rounds", "--mib", "--only", "--figures"])?;
+    Ok(Args {
+        dir: flags.path("--dir").unwrap_or_else(std::env::temp_dir),
+        rounds: flags.number("--rounds", 7)?.max(1),
+        bytes: flags.number("--mib", 256)?.max(64) << 20,
+        only: flags.text("--only").unwrap_or_default().into(),
+        figures: flags.path("--figures"),
+    })
 }
 
 /// Gigabytes a second and processor seconds per gigabyte of `fio`'s own ring, or of its threads.

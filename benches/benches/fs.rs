@@ -9,7 +9,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use kvstrata_benches::{Bar, Chart, Figures, append, scratch};
+use kvstrata_benches::{Bar, Chart, Figures, Flags, append, scratch};
 use serde_json::{Value, json};
 
 /// One row of the table.
@@ -33,33 +33,14 @@ struct Args {
 
 impl Args {
     fn read() -> Result<Self, String> {
-        let mut args = Self {
-            dir: std::env::temp_dir(),
-            memory_dir: "/dev/shm".into(),
-            rounds: 7,
-            only: String::new(),
-            figures: None,
-        };
-        let mut given = std::env::args().skip(1);
-        while let Some(flag) = given.next() {
-            if flag == "--bench" {
-                continue;
-            }
-            let value = given.next().ok_or_else(|| format!("{flag} takes a value"))?;
-            match flag.as_str() {
-                "--dir" => args.dir = value.into(),
-                "--memory-dir" => args.memory_dir = value.into(),
-                "--rounds" => args.rounds = value.parse().map_err(|e| format!("--rounds {value}: {e}"))?,
-                "--only" => args.only = value,
-                "--figures" => args.figures = Some(value.into()),
-                _ => {
-                    return Err(format!(
-                        "{flag}: --dir, --memory-dir, --rounds, --only and --figures are taken"
-                    ));
-                }
-            }
-        }
-        Ok(args)
+        let flags = Flags::read(&["--dir", "--memory-dir", "--rounds", "--only", "--figures"])?;
+        Ok(Self {
+            dir: flags.path("--dir").unwrap_or_else(std::env::temp_dir),
+            memory_dir: flags.path("--memory-dir").unwrap_or_else(|| "/dev/shm".into()),
+            rounds: flags.number("--rounds", 7)?,
+            only: flags.text("--only").unwrap_or_default().into(),
+            figures: flags.path("--figures"),
+        })
     }
 
     fn cells(&self) -> Vec<Cell> {

@@ -5,32 +5,41 @@
 //! another process over loopback TCP. In both, Python is attached to the same client as ours (`setup_dummy`); in the
 //! second it is also a client of its own (`setup`). Ours is without digests (LMCache's objects without header), and with them.
 //!
-//! `cargo bench -p kvstrata-benches --bench mooncake [-- --rounds N] [--mib N] [--only WORD] [--figures FILE]`, after
+//! `cargo bench -p kvstrata-benches --bench mooncake [-- --rounds N] [--mib N] [--only WORD] [--steps] [--figures FILE]`, after
 //! `cargo xtask services mooncake fetch`.
 
 #[path = "../../crates/l2-mooncake/tests/common/cluster.rs"]
 #[expect(dead_code, reason = "no process is killed here")]
 mod cluster;
+#[path = "mooncake/steps.rs"]
+mod steps;
 
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cluster::{Cluster, wheel};
 use kvstrata_benches::{Figures, append, median};
 use kvstrata_core::{Affinity, ChunkHash, KeyScope, KvRank, Layout, ObjectKey};
 use kvstrata_l2::{
-    Adapter, Answer, Checked, Context, Get, GetItem, GetSink, Put, PutItem, PutSink, Stored, Verify,
+    Adapter, Answer, Checked, Context, Get, GetItem, GetSink, Put, PutDigest, PutItem, PutSink, Stored,
+    Verify,
 };
-use kvstrata_l2_mooncake::{MooncakeConfig, MooncakeContext, MooncakeStore};
+use kvstrata_l2_mooncake::{Attach, MooncakeConfig, MooncakeContext, MooncakeStore, Route};
 use kvstrata_mem::{Allocate, MemfdRegion, Pool, Region, RegionOptions, Slab};
+use kvstrata_mooncake_sys::{Source, Target};
+use steps::{Steps, Table, Timed};
 
 /// The sizes of objects, in MiB.
 const SIZES: [usize; 4] = [1, 4, 16, 32];
 /// The owner's segment, and how much is put into it once, so that its pages are there.
 const SEGMENT: usize = 1 << 30;
+
+/// Sets the adapters of this process apart.
+static RUNS: AtomicU64 = AtomicU64::new(0);
 
 /// Mooncake's own client. Per line of input, a name and a size, it puts, gets and removes a batch, and prints the seconds.
 const PYTHON: &str = r#"
@@ -65,6 +74,11 @@ for line in sys.stdin:
 /// Who moves a batch there and back; in seconds.
 trait Mover {
     fn go(&mut self, name: &str, len: usize) -> (f64, f64);
+
+    /// The requests of the last store and of the last load, if they are known.
+    fn steps(&mut self) -> (Steps, Steps) {
+        Default::default()
+    }
 }
 
 struct Python {
@@ -114,6 +128,9 @@ impl Drop for Python {
 }
 
 struct Ours {
+    timed: Arc<Timed>,
+    /// The requests of the last store and of the last load.
+    steps: (Steps, Steps),
     runtime: Arc<tokio::runtime::Runtime>,
     cx: Context,
     store: MooncakeStore,
@@ -131,26 +148,30 @@ impl Ours {
         let pool = Slab::new(vec![region]).expect("a slab").pool("bench", 2 * total as u64);
         let own = MooncakeContext {
             l2: cx.clone(),
-            run: u64::from(std::process::id()) << 1 | u64::from(digests),
+            run: u64::from(std::process::id()) << 32 | RUNS.fetch_add(1, Ordering::Relaxed),
             memory: Some(Arc::clone(&pool) as Arc<dyn Allocate>),
         };
         let config = MooncakeConfig { digests, save_chunk_meta: Some(false), ..cluster.config() };
-        let store = MooncakeStore::open(&config, &own).expect("a cluster");
+        let way = Attach::connect(cluster.client(0), None, own.run).expect("the client");
+        let timed = Arc::new(Timed::new(Arc::new(way)));
+        let store =
+            MooncakeStore::over(Arc::clone(&timed) as Arc<dyn Route>, &config, &own).expect("a cluster");
         let verify = if digests { Verify::On } else { Verify::Off };
         let adapter = Checked::new(store.adapter(), verify, cx.clone()).adapter;
-        Self { runtime: Arc::new(runtime), cx, store, adapter, pool, total }
+        Self { timed, steps: Default::default(), runtime: Arc::new(runtime), cx, store, adapter, pool, total }
     }
 
     fn put(&self, keys: &[ObjectKey], len: usize) -> f64 {
         let layout = Layout::opaque(len as u64).expect("a layout");
         let item = |key: &ObjectKey| {
             let buf = self.pool.reserve(len, 4096).expect("room").seal(len);
-            PutItem { key: key.clone(), layout: layout.clone(), digest: None, buf }
+            PutItem { key: key.clone(), layout: layout.clone(), digest: PutDigest::None, buf }
         };
         let items = keys.iter().map(item).collect();
         let answer = |_, a: kvstrata_core::Result<Stored>| assert_eq!(a.expect("a put"), Stored::Written);
         let sink = PutSink::new(keys.len(), Arc::new(answer));
         let deadline = self.cx.timer.now() + Duration::from_secs(60);
+        self.timed.begin();
         let start = Instant::now();
         self.runtime
             .block_on(self.adapter.store.put(Put { items, deadline, affinity: Affinity::default() }, sink));
@@ -179,6 +200,7 @@ impl Mover for Ours {
     fn go(&mut self, name: &str, len: usize) -> (f64, f64) {
         let keys = keys(name, self.total / len);
         let put = self.put(&keys, len);
+        self.steps.0 = self.timed.end();
         let layout = Layout::opaque(len as u64).expect("a layout");
         let item = |key: &ObjectKey| GetItem {
             key: key.clone(),
@@ -189,12 +211,47 @@ impl Mover for Ours {
         let answer = |_, a: Answer| assert!(matches!(a, Answer::Loaded(_)), "{a:?}");
         let sink = GetSink::new(keys.len(), Arc::new(answer));
         let deadline = self.cx.timer.now() + Duration::from_secs(60);
+        self.timed.begin();
         let start = Instant::now();
         self.runtime
             .block_on(self.adapter.store.get(Get { items, deadline, affinity: Affinity::default() }, sink));
         let get = start.elapsed().as_secs_f64();
+        self.steps.1 = self.timed.end();
         self.remove(&keys);
         (put, get)
+    }
+
+    fn steps(&mut self) -> (Steps, Steps) {
+        std::mem::take(&mut self.steps)
+    }
+}
+
+/// Our way, called directly: a put and a get, and nothing that makes them an adapter's.
+struct Alone {
+    route: Arc<dyn Route>,
+    pool: Arc<Pool>,
+    total: usize,
+}
+
+impl Mover for Alone {
+    fn go(&mut self, name: &str, len: usize) -> (f64, f64) {
+        let n = self.total / len;
+        let names: Vec<_> = (0..n).map(|i| format!("{name}-{i}")).collect();
+        let room = || (0..n).map(|_| self.pool.reserve(len, 4096).expect("room"));
+        let bufs: Vec<_> = room().map(|b| b.seal(len)).collect();
+        let from: Vec<_> = bufs.iter().map(Source::of).collect();
+        let start = Instant::now();
+        let put = self.route.put_from(&names, &from).expect("a put");
+        let put_took = start.elapsed().as_secs_f64();
+        assert!(put.iter().all(Result::is_ok), "{put:?}");
+        let mut bufs: Vec<_> = room().collect();
+        let mut to: Vec<_> = bufs.iter_mut().map(Target::of).collect();
+        let start = Instant::now();
+        let got = self.route.get_into(&names, &mut to).expect("a get");
+        let get_took = start.elapsed().as_secs_f64();
+        assert!(got.iter().all(|g| *g == Ok(len as u64)), "{got:?}");
+        self.route.remove(&names).expect("a removal");
+        (put_took, get_took)
     }
 }
 
@@ -212,23 +269,27 @@ fn keys(tag: &str, n: usize) -> Vec<ObjectKey> {
     (0..n as u32).map(|i| ObjectKey::new(&scope, ChunkHash::new(&i.to_be_bytes()).expect("a hash"))).collect()
 }
 
-/// One thread that copies.
+/// One thread that copies, out of our memory and back into it.
 struct Memcpy {
-    from: Vec<u8>,
-    to: Vec<u8>,
+    pool: Arc<Pool>,
+    there: Vec<u8>,
 }
 
 impl Mover for Memcpy {
     fn go(&mut self, _: &str, len: usize) -> (f64, f64) {
-        let mut copy = || {
-            let start = Instant::now();
-            for (to, from) in self.to.chunks_mut(len).zip(self.from.chunks(len)) {
-                to.copy_from_slice(std::hint::black_box(from));
-            }
-            std::hint::black_box(&self.to);
-            start.elapsed().as_secs_f64()
-        };
-        (copy(), copy())
+        let n = self.there.len() / len;
+        let from: Vec<_> = (0..n).map(|_| self.pool.reserve(len, 4096).expect("room").seal(len)).collect();
+        let mut to: Vec<_> = (0..n).map(|_| self.pool.reserve(len, 4096).expect("room")).collect();
+        let start = Instant::now();
+        for (buf, there) in from.iter().zip(self.there.chunks_mut(len)) {
+            buf.read_at(0, there).expect("inside");
+        }
+        let put = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        for (buf, there) in to.iter_mut().zip(self.there.chunks(len)) {
+            buf.write_at(0, there).expect("inside");
+        }
+        (put, start.elapsed().as_secs_f64())
     }
 }
 
@@ -236,15 +297,20 @@ struct Args {
     rounds: usize,
     total: usize,
     only: String,
+    steps: bool,
     figures: Option<PathBuf>,
 }
 
 impl Args {
     fn read() -> Result<Self, String> {
-        let mut args = Self { rounds: 9, total: 128 << 20, only: String::new(), figures: None };
+        let mut args = Self { rounds: 9, total: 128 << 20, only: String::new(), steps: false, figures: None };
         let mut given = std::env::args().skip(1);
         while let Some(flag) = given.next() {
             if flag == "--bench" {
+                continue;
+            }
+            if flag == "--steps" {
+                args.steps = true;
                 continue;
             }
             let value = given.next().ok_or_else(|| format!("{flag} takes a value"))?;
@@ -254,7 +320,7 @@ impl Args {
                 "--mib" => args.total = number()?.next_multiple_of(32).clamp(32, 256) << 20,
                 "--only" => args.only = value,
                 "--figures" => args.figures = Some(value.into()),
-                _ => return Err(format!("{flag}: --rounds, --mib, --only and --figures are taken")),
+                _ => return Err(format!("{flag}: --rounds, --mib, --only, --steps and --figures are taken")),
             }
         }
         Ok(args)
@@ -266,6 +332,24 @@ fn ratio(of: &[f64], to: &[f64]) -> f64 {
     median(of.iter().zip(to).map(|(of, to)| of / to).collect())
 }
 
+/// Everybody, each with memory of its own. The copies of `memcpy`, and the calls of "our way alone", are in that of ours.
+fn movers(cluster: &Cluster, remote: bool, total: usize) -> Vec<(&'static str, Box<dyn Mover>)> {
+    let plain = Ours::open(cluster, false, total);
+    let pool = Arc::clone(&plain.pool);
+    let alone = Alone { route: Arc::clone(&plain.timed.inner), pool: Arc::clone(&pool), total };
+    let mut movers: Vec<(&str, Box<dyn Mover>)> = vec![
+        ("ours, no digests", Box::new(plain)),
+        ("ours, digests", Box::new(Ours::open(cluster, true, total))),
+        ("Python, attached", Box::new(Python::start(cluster, "attached", 0, total))),
+        ("our way alone", Box::new(alone)),
+        ("memcpy", Box::new(Memcpy { pool, there: vec![2; total] })),
+    ];
+    if remote {
+        movers.push(("Python, own client", Box::new(Python::start(cluster, "own", 0, total))));
+    }
+    movers
+}
+
 fn topology(args: &Args, remote: bool) -> Figures {
     let segment = format!("{}MB", SEGMENT >> 20);
     let cluster = match remote {
@@ -273,45 +357,51 @@ fn topology(args: &Args, remote: bool) -> Figures {
         false => Cluster::start(&segment),
     };
     let total = args.total;
-    let plain = Ours::open(&cluster, false, total);
-    plain.fill();
-    let mut movers: Vec<(&str, Box<dyn Mover>)> = vec![
-        ("ours, no digests", Box::new(plain)),
-        ("ours, digests", Box::new(Ours::open(&cluster, true, total))),
-        ("Python, attached", Box::new(Python::start(&cluster, "attached", 0, total))),
-        ("memcpy", Box::new(Memcpy { from: vec![1; total], to: vec![2; total] })),
-    ];
-    if remote {
-        movers.push(("Python, own client", Box::new(Python::start(&cluster, "own", 0, total))));
-    }
-    let n = movers.len();
-    let mut headings = vec!["MiB".to_owned()];
-    headings.extend(movers.iter().map(|(name, _)| (*name).to_owned()));
-    headings
-        .extend(["/ Python, attached", if remote { "/ Python, own" } else { "/ memcpy" }].map(Into::into));
-    let mut table = Figures::new(if remote { "remote owner" } else { "co-located owner" }, &[]);
-    table.headings = headings;
-    for mib in SIZES {
-        let len = mib << 20;
-        let mut seconds: Vec<(Vec<f64>, Vec<f64>)> = vec![Default::default(); n];
-        // The first round of each size only warms up.
-        for round in 0..=args.rounds {
-            for at in (0..n).map(|i| (i + round) % n) {
-                let (put, get) = movers[at].1.go(&format!("m{at}-{mib}-{round}"), len);
-                if round > 0 {
-                    seconds[at].0.push(put);
-                    seconds[at].1.push(get);
+    Ours::open(&cluster, false, total).fill();
+    let mut names = Vec::new();
+    let mut seconds: [Vec<(Vec<f64>, Vec<f64>)>; SIZES.len()] = Default::default();
+    let mut steps: [Vec<(Table, Table)>; SIZES.len()] = Default::default();
+    // Where memory lies decides about a tenth: in each round everybody has other memory.
+    for round in 0..args.rounds {
+        let mut movers = movers(&cluster, remote, total);
+        let n = movers.len();
+        names = movers.iter().map(|(name, _)| *name).collect();
+        for (at, mib) in SIZES.into_iter().enumerate() {
+            seconds[at].resize_with(n, Default::default);
+            steps[at].resize_with(n, Default::default);
+            // The first time of each size only warms up.
+            for measured in [false, true] {
+                for i in (0..n).map(|i| (i + round) % n) {
+                    let mover = &mut movers[i].1;
+                    let (put, get) = mover.go(&format!("m{i}-{mib}-{round}-{measured}"), mib << 20);
+                    let (of_put, of_get) = mover.steps();
+                    if measured {
+                        steps[at][i].0.add(of_put, put);
+                        steps[at][i].1.add(of_get, get);
+                        seconds[at][i].0.push(put);
+                        seconds[at][i].1.push(get);
+                    }
                 }
             }
         }
+    }
+    let ratios = ["/ Python, attached", if remote { "/ Python, own" } else { "/ memcpy" }];
+    let mut table = Figures::new(if remote { "remote owner" } else { "co-located owner" }, &[]);
+    table.headings = ["MiB"].into_iter().chain(names.iter().copied()).chain(ratios).map(Into::into).collect();
+    for (at, mib) in SIZES.into_iter().enumerate() {
+        let seconds = &seconds[at];
         let speed = |all: &[f64]| total as f64 / median(all.to_vec()) / 1e9;
         let mut row = vec![mib.to_string()];
         row.extend(seconds.iter().map(|(put, get)| format!("{:.2} / {:.2}", speed(put), speed(get))));
-        for of in [2, if remote { 4 } else { 3 }] {
+        for of in [2, if remote { 5 } else { 4 }] {
             let ((put, get), (of_put, of_get)) = (&seconds[0], &seconds[of]);
             row.push(format!("{:.2} / {:.2}", ratio(of_put, put), ratio(of_get, get)));
         }
         eprintln!("{}: {}", table.name, row.join("  "));
+        for (name, (put, get)) in names.iter().zip(&steps[at]).filter(|_| args.steps) {
+            put.print(&format!("{name}: store"));
+            get.print(&format!("{name}: load"));
+        }
         table.rows.push(row);
     }
     table

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use kvstrata_benches::{Figures, append, least, median, scratch};
+use kvstrata_benches::{Figures, Flags, append, least, median, scratch};
 use kvstrata_core::{Affinity, ChunkHash, KeyScope, KvRank, Layout, ObjectKey};
 use kvstrata_disk::{Durability, Quotas, Settings, Store, StoreLayout, Wanted, Writer, generate_index};
 use kvstrata_io::{DirEntry, Disk, Meta, Open, OsDisk, OsOptions, Space};
-use kvstrata_l2::{Context, L2Store, L2Usage, Put, PutItem, PutSink};
-use kvstrata_l2_fs::{FsConfig, FsStore, LayoutChoice, Switch, open_os};
+use kvstrata_l2::{Adapter, Context, Put, PutItem, PutSink};
+use kvstrata_l2_fs::{FsConfig, LayoutChoice, Switch, open_os};
 use kvstrata_mem::{Allocate, HeapRegion, ReadBuf, Slab, WriteBuf};
 use tokio::runtime::Runtime;
 
@@ -31,32 +31,18 @@ struct Args {
 
 impl Args {
     fn read() -> Result<Self, String> {
-        let mut args = Self {
-            dir: env!("CARGO_TARGET_TMPDIR").into(),
-            gib: 1,
-            rounds: 5,
-            objects: vec![1_000_000, 10_000_000],
-            figures: None,
-        };
-        let mut given = std::env::args().skip(1).filter(|a| a != "--bench");
-        while let Some(flag) = given.next() {
-            let value = given.next().ok_or_else(|| format!("{flag} takes a value"))?;
-            let bad = |e: std::num::ParseIntError| format!("{flag} {value}: {e}");
-            match flag.as_str() {
-                "--dir" => args.dir = value.into(),
-                "--gib" => args.gib = value.parse().map_err(bad)?,
-                "--rounds" => args.rounds = value.parse().map_err(bad)?,
-                "--objects" => {
-                    let numbers = value.split(',').filter(|n| !n.is_empty()).map(str::parse);
-                    args.objects = numbers.collect::<Result<_, _>>().map_err(bad)?;
-                }
-                "--figures" => args.figures = Some(value.into()),
-                _ => {
-                    return Err(format!("{flag}: --dir, --gib, --rounds, --objects and --figures are taken"));
-                }
-            }
-        }
-        Ok(args)
+        let flags = Flags::read(&["--dir", "--gib", "--rounds", "--objects", "--figures"])?;
+        let objects = flags.text("--objects").unwrap_or("1000000,10000000");
+        let objects = objects.split(',').filter(|n| !n.is_empty());
+        Ok(Self {
+            dir: flags.path("--dir").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()),
+            gib: flags.number("--gib", 1)?,
+            rounds: flags.number("--rounds", 5)?,
+            objects: objects
+                .map(|n| n.parse().map_err(|e| format!("--objects {n}: {e}")))
+                .collect::<Result<_, _>>()?,
+            figures: flags.path("--figures"),
+        })
     }
 }
 
@@ -74,7 +60,7 @@ fn scope() -> Arc<KeyScope> {
 
 /// A store that is kept full.
 struct Full {
-    store: FsStore<OsDisk>,
+    adapter: Adapter,
     root: PathBuf,
     buf: ReadBuf,
     next: u64,
@@ -96,12 +82,12 @@ impl Full {
         };
         let writer = Writer { pid: std::process::id(), id: 7 << 32 };
         let cx = Context::tokio(runtime.handle().clone());
-        let store = open_os(&config, cx, writer, vec![], None).expect("a store of our own");
+        let adapter = open_os(&config, cx, writer, vec![], None).expect("a store of our own").adapter();
         let slab = Slab::new(vec![HeapRegion::new(MIB).expect("memory")]).expect("a region");
         let mut buf = slab.pool("payload", MIB as u64).reserve(MIB, 4096).expect("an empty pool");
         let noise: Vec<u8> = (0..MIB as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         buf.write_at(0, &noise).expect("host memory");
-        Self { store, root, buf: buf.seal(MIB), next: 0 }
+        Self { adapter, root, buf: buf.seal(MIB), next: 0 }
     }
 
     /// Stores so many new objects; seconds. Each has a digest, made up: nobody loads them.
@@ -113,7 +99,7 @@ impl Full {
                 .map(|n| PutItem {
                     key: key(&scope, n),
                     layout: layout.clone(),
-                    digest: Some(kvstrata_core::Digest::from_u64(n)),
+                    digest: Some(kvstrata_core::Digest::from_u64(n)).into(),
                     buf: self.buf.clone(),
                 })
                 .collect();
@@ -125,7 +111,8 @@ impl Full {
                 }),
             );
             let deadline = kvstrata_core::Instant::FAR_FUTURE;
-            runtime.block_on(self.store.put(Put { items, deadline, affinity: Affinity::default() }, sink));
+            let put = Put { items, deadline, affinity: Affinity::default() };
+            runtime.block_on(self.adapter.store.put(put, sink));
         }
         begun.elapsed().as_secs_f64()
     }
@@ -161,7 +148,8 @@ fn churn(args: &Args) -> Figures {
         let full = |name: &str, layout| {
             let mut full = Full::new(&runtime, scratch(&args.dir, name), args.gib, layout, direct);
             full.store(&runtime, args.gib * 1024 + BATCH);
-            assert!(full.store.usage().evicted > 0, "it is full");
+            let usage = full.adapter.usage.as_ref().expect("it counts").usage();
+            assert!(usage.evicted > 0, "it is full");
             full
         };
         let mut slab = full("bench-slab", LayoutChoice::Slab);

@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvstrata_benches::{Figures, append, least, median, scratch};
+use kvstrata_benches::{Figures, Flags, append, least, median, scratch};
 use kvstrata_core::{Affinity, ChunkHash, KeyScope, KvRank, Layout, ObjectKey};
 use kvstrata_disk::{HEADER_BYTES, Writer, names};
-use kvstrata_l2::{Context, L2Store, L2Usage, Put, PutItem, PutSink};
+use kvstrata_l2::{Context, L2Store, Put, PutDigest, PutItem, PutSink};
 use kvstrata_l2_fs::{FsConfig, open_os};
 use kvstrata_mem::{Allocate, HeapRegion, Slab};
 use tokio::runtime::Runtime;
@@ -32,20 +32,13 @@ struct Args {
 
 impl Args {
     fn read() -> Result<Self, String> {
-        let mut args = Self { dir: "/dev/shm".into(), objects: 500_000, rounds: 3, figures: None };
-        let mut given = std::env::args().skip(1).filter(|a| a != "--bench");
-        while let Some(flag) = given.next() {
-            let value = given.next().ok_or_else(|| format!("{flag} takes a value"))?;
-            let bad = |e| format!("{flag} {value}: {e}");
-            match flag.as_str() {
-                "--dir" => args.dir = value.into(),
-                "--objects" => args.objects = value.parse().map_err(bad)?,
-                "--rounds" => args.rounds = value.parse().map_err(bad)?,
-                "--figures" => args.figures = Some(value.into()),
-                _ => return Err(format!("{flag}: --dir, --objects, --rounds and --figures are taken")),
-            }
-        }
-        Ok(args)
+        let flags = Flags::read(&["--dir", "--objects", "--rounds", "--figures"])?;
+        Ok(Self {
+            dir: flags.path("--dir").unwrap_or_else(|| "/dev/shm".into()),
+            objects: flags.number("--objects", 500_000)?,
+            rounds: flags.number("--rounds", 3)?,
+            figures: flags.path("--figures"),
+        })
     }
 }
 
@@ -74,10 +67,11 @@ impl Bench {
             let writer = Writer { pid: std::process::id(), id: id as _ };
             let store = open_os(&self.config, cx, writer, vec![], None).expect("a store of our own");
             let took = begun.elapsed().as_secs_f64();
-            work(&store).await;
-            let held = store.usage();
+            let adapter = store.adapter();
+            work(&*adapter.store).await;
+            let held = store.store().usage();
             assert!(held.used >= self.objects * HEADER_BYTES, "every object is known: {held:?}");
-            store.shutdown(deadline).await.expect("nothing is in flight");
+            adapter.store.shutdown(deadline).await.expect("nothing is in flight");
             took
         })
     }
@@ -95,7 +89,7 @@ impl Bench {
                     let mut hash = [0; 32];
                     hash[..8].copy_from_slice(&n.to_le_bytes());
                     let key = ObjectKey::new(&scope, ChunkHash::from(hash));
-                    PutItem { key, layout: layout.clone(), digest: None, buf: buf.clone() }
+                    PutItem { key, layout: layout.clone(), digest: PutDigest::None, buf: buf.clone() }
                 })
                 .collect();
             let sink = PutSink::new(

@@ -15,7 +15,9 @@
 #![forbid(unsafe_code)]
 
 mod figures;
+mod flags;
 mod turns;
 
 pub use figures::{Bar, Chart, Figures, append, asked_for};
+pub use flags::Flags;
 pub use turns::{in_turn, least, median, scratch};

@@ -9,6 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
+use hashbrown::HashTable;
 use kvstrata_core::{Digest, KeyScope, ObjectKey, encode};
 use kvstrata_evict::{Access, Contained, Entry as PolicyEntry, EvictionPolicy, Removal, Slot, TenantId};
 use kvstrata_l2::{Found, Tenants};
@@ -78,7 +79,8 @@ struct SlotState {
 
 /// The objects, the policy's view of them, the keys somebody works on, and the bytes.
 pub(crate) struct Index<W> {
-    by_print: ByPrint<u32>,
+    /// The slots of what can be found, by fingerprint. Numbers alone: a start pays for every byte that it touches.
+    by_print: HashTable<u32>,
     slots: Vec<Option<SlotState>>,
     free: Vec<u32>,
     policy: Contained<dyn EvictionPolicy>,
@@ -113,7 +115,7 @@ impl<W> Index<W> {
             policy.set_capacity(capacity / room::UNIT);
         }
         Self {
-            by_print: ByPrint::default(),
+            by_print: HashTable::new(),
             slots: Vec::new(),
             free: Vec::new(),
             policy,
@@ -137,8 +139,22 @@ impl<W> Index<W> {
 
     // --- finding -------------------------------------------------------------------------------------------------
 
+    fn slot_by_print(&self, print: u128) -> Option<u32> {
+        let same = |slot: &u32| self.at(*slot).object.key.fingerprint() == print;
+        self.by_print.find(print as u64, same).copied()
+    }
+
+    /// The object in this slot can be found. No other one of its key can.
+    fn show(&mut self, slot: u32) {
+        let hash = |slot: u32| {
+            let s = self.slots[slot as usize].as_ref().expect("a slot in use");
+            s.object.key.fingerprint() as u64
+        };
+        self.by_print.insert_unique(hash(slot), slot, |slot| hash(*slot));
+    }
+
     fn slot_of(&self, key: &ObjectKey) -> Option<u32> {
-        let slot = *self.by_print.get(&key.fingerprint())?;
+        let slot = self.slot_by_print(key.fingerprint())?;
         (self.at(slot).object.key.fingerprint256() == key.fingerprint256()).then_some(slot)
     }
 
@@ -255,19 +271,14 @@ impl<W> Index<W> {
         s.state = State::Resident;
         s.object.generation = generation;
         let print = s.object.key.fingerprint();
+        debug_assert!(self.slot_by_print(print).is_none(), "whoever publishes removed the old object first");
         // Its pin is from now on that of the hold under which it was written.
-        let before = self.by_print.insert(print, slot);
-        debug_assert!(before.is_none(), "whoever publishes removed the old object first");
+        self.show(slot);
     }
 
     /// The digest of what is being written is known now.
     pub(crate) fn set_digest(&mut self, slot: u32, digest: Digest) {
         self.at_mut(slot).object.found.digest = Some(digest);
-    }
-
-    /// What is said of the object in a slot that the caller has pinned.
-    pub(crate) fn found_at(&self, slot: u32) -> &Found {
-        &self.at(slot).object.found
     }
 
     /// The object was not written.
@@ -281,7 +292,10 @@ impl<W> Index<W> {
 
     /// So many objects are about to come; they are not to be moved again and again as the index grows.
     pub(crate) fn expect(&mut self, objects: usize) {
-        self.by_print.reserve(objects);
+        let slots = &self.slots;
+        let hash =
+            |slot: &u32| slots[*slot as usize].as_ref().map_or(0, |s| s.object.key.fingerprint() as u64);
+        self.by_print.reserve(objects, hash);
         self.slots.reserve(objects);
     }
 
@@ -296,9 +310,8 @@ impl<W> Index<W> {
             self.used -= self.detach(slot, Removal::Deleted).charge;
         }
         self.used += object.charge;
-        let print = object.key.fingerprint();
         let slot = self.take_slot(object, State::Resident, &Access::default());
-        self.by_print.insert(print, slot);
+        self.show(slot);
     }
 
     /// The object is not found any more. Its bytes count until [`Self::free`] is told that they are off the device.
@@ -308,10 +321,12 @@ impl<W> Index<W> {
         s.state = State::Gone;
         let (object, tenant, pins) = (s.object.clone(), s.tenant, s.pins);
         self.tenants.gives(tenant, object.charge);
+        if let Ok(shown) = self.by_print.find_entry(object.key.fingerprint() as u64, |there| *there == slot) {
+            shown.remove();
+        }
         if pins == 0 {
             self.release(slot);
         }
-        self.by_print.remove(&object.key.fingerprint());
         object
     }
 
@@ -341,8 +356,8 @@ impl<W> Index<W> {
             hashbrown::hash_map::Entry::Occupied(_) => return false,
             hashbrown::hash_map::Entry::Vacant(free) => drop(free.insert(VecDeque::new())),
         }
-        if let Some(slot) = self.by_print.get(&print) {
-            self.policy.pin(Slot(*slot));
+        if let Some(slot) = self.slot_by_print(print) {
+            self.policy.pin(Slot(slot));
         }
         true
     }
@@ -360,8 +375,8 @@ impl<W> Index<W> {
         let next = self.held.get_mut(&print)?.pop_front();
         if next.is_none() {
             self.held.remove(&print);
-            if let Some(slot) = self.by_print.get(&print) {
-                self.policy.unpin(Slot(*slot));
+            if let Some(slot) = self.slot_by_print(print) {
+                self.policy.unpin(Slot(slot));
             }
         }
         next

@@ -48,14 +48,18 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Architecture invariant: this crate does not know how payload bytes move. Adapters move them, between the steps that a
-//! [`Pin`] and a [`Claim`] give them. No clock, no randomness, no threads of its own.
+//! [`StoreAdapter`] makes an adapter of a store and a [`Mover`].
+//!
+//! Architecture invariant: this crate does not know how payload bytes move. A mover moves them, between the steps that a
+//! [`Pin`] and a [`Claim`] give it. No clock, no randomness, no threads of its own.
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod fanout;
 mod fsck;
 mod header;
 mod index;
+mod limits;
 mod listing;
 mod load;
 mod manifest;
@@ -70,9 +74,11 @@ mod slab;
 mod snapshot;
 mod store;
 
+pub use adapter::{Mover, StoreAdapter};
 pub use fsck::{FileState, FsckOptions, FsckReport, Listed, fsck, walk};
 pub use header::{Block, FORMAT_VERSION, Fault, HEADER_BYTES, Header};
 pub use index::Place;
+pub use limits::Limits;
 pub use listing::list;
 pub use load::{Fault as LoadFault, Opened, Pin};
 pub use manifest::Manifest;

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use kvstrata_core::{Digest, Error, ErrorKind, Result};
 use kvstrata_evict::Removal;
 use kvstrata_io::{Disk, Open};
-use kvstrata_l2::{Miss, Stored};
+use kvstrata_l2::{Found, Miss, Stored};
 
 use crate::fanout::Publish;
 use crate::index::{Asker, Object, Place};
@@ -198,24 +198,32 @@ impl<D: Disk> Claim<D> {
         Error::io("store object", e).with("key", &self.object.key).with("root", self.store().root.display())
     }
 
+    /// What is stored.
+    pub fn object(&self) -> &NewObject {
+        &self.object
+    }
+
     /// Whether another object of this key is there: then [`Self::set_digest`] may say that nothing has to be written.
     pub fn replaces(&self) -> bool {
         self.old.is_some()
     }
 
-    /// Gives the digest, before [`Self::create`], where the payload is seen only after the store began: on its way from
-    /// memory that the CPU does not touch. Returns whether the same object is there already; then the claim is dropped,
-    /// and nothing is written.
+    /// Gives the digest, before [`Self::create`], where it is made only after the store began: when the object's turn comes, or
+    /// when its payload is seen on its way from memory that the CPU does not touch. Returns whether the same object is there
+    /// already; then the claim is dropped, and nothing is written. (Of a shared directory [`Self::is_there`] says that.)
     pub fn set_digest(&mut self, digest: Digest) -> bool {
         self.object.digest = Some(digest);
         let store = Arc::clone(self.store());
         let mut index = store.index.lock();
         index.set_digest(self.slot.expect("not yet published"), digest);
-        let same = self.old.is_some_and(|old| *index.found_at(old) == self.object.found());
-        if same {
-            count(&store.counts.present);
-        }
-        same
+        // Unless a load has found it to be bad meanwhile.
+        let there = index.find(&self.object.key).map(|(slot, there)| (slot, there.found));
+        let same = |(slot, found): &(u32, Found)| Some(*slot) == self.old && *found == self.object.found();
+        let Some((slot, _)) = there.filter(same).filter(|_| !store.shared) else { return false };
+        let request = index.request();
+        index.touch(slot, &access(request, 0, 1));
+        count(&store.counts.present);
+        true
     }
 
     /// Sets the bytes aside, evicting what has to go. Blocks.

@@ -468,3 +468,40 @@ fn a_segment_that_is_cut_or_lost_costs_its_objects() {
     .expect("a listing");
     assert_eq!(shown, 1);
 }
+
+#[test]
+fn room_for_several_is_made_with_one_write_of_the_log() {
+    const LEN: usize = 60_000;
+    let disk = Arc::new(SimDisk::default());
+    // Large enough that its log is not written anew just then.
+    let store = Store::open(Arc::clone(&disk), slab(Path::new("/kv"), 1, 4 * MIB)).expect("the store");
+    let mut n = 0;
+    while store.usage().evicted == 0 {
+        store_payload(&store, n, 0, LEN).expect("room");
+        n += 1;
+    }
+    let (before, full) = (disk.recorded(), store.usage());
+    // One of them can never fit, and the others do not suffer for it.
+    let len = |n| if n == 1003 { 8 * MIB as usize } else { LEN };
+    let new: Vec<_> = (1000..1006).map(|n| object(n, &payload(n, 0, len(n)))).collect();
+    let claimed = store.begin(&new).into_iter().map(|begin| match begin {
+        Begin::Claimed(claim) => claim,
+        other => panic!("nobody else works on these keys: {other:?}"),
+    });
+    let mut claims: Vec<_> = claimed.collect();
+    let room = store.reserve_all(&mut claims.iter_mut().collect::<Vec<_>>());
+    assert_eq!(room[3].as_ref().expect_err("too large").kind(), ErrorKind::NoSpace);
+    assert_eq!(room.iter().filter(|room| room.is_ok()).count(), 5, "{room:?}");
+    assert_eq!(store.usage().evicted - full.evicted, 5, "one for each");
+    assert_eq!(disk.recorded() - before, 1, "one write");
+    for (claim, (n, room)) in claims.into_iter().zip((1000..).zip(&room)) {
+        if room.is_err() {
+            continue;
+        }
+        let mut claim = claim;
+        let created = claim.create().expect("its place");
+        store.disk().write_all_at(&created.file, created.offset, &payload(n, 0, LEN)).expect("a write");
+        assert_eq!(claim.publish(created).expect("a disk without faults"), Stored::Written);
+        assert_eq!(load(&store, n, LEN).expect("it is there"), payload(n, 0, LEN));
+    }
+}

@@ -1,6 +1,9 @@
-//! A ring whose thread panics: what it had not begun is answered, what the kernel has is never freed, and threads go on.
+//! What goes wrong with a ring. Its thread panics: what it had not begun is answered, what the kernel has is never freed, and
+//! threads go on. The kernel refuses to register memory: the ring goes on without.
 
-use std::process::ExitCode;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -128,16 +131,103 @@ fn a_panic_loses_what_is_under_way_and_nothing_else() -> Result<Ended, Failed> {
     Ok(Ended::Completed)
 }
 
+/// What starts this program as its own child, which may lock next to no memory.
+const CHILD: &str = "--may-lock-no-memory";
+/// What the child ends with where the kernel refuses it nothing.
+const NOT_REFUSED: u8 = 77;
+const NOBODY: u32 = 65534;
+
+fn memory_that_cannot_be_registered_is_used_without() -> Result<Ended, Failed> {
+    let mut child = Command::new(std::env::current_exe()?);
+    child.arg(CHILD);
+    // The limit does not hold for root.
+    if std::fs::metadata("/proc/self")?.uid() == 0 {
+        child.uid(NOBODY).gid(NOBODY).current_dir("/");
+    }
+    let ended = match child.output() {
+        Ok(ended) => ended,
+        Err(e) => return Ok(Ended::ignored_with(format!("another user cannot start this program: {e}"))),
+    };
+    match ended.status.code() {
+        Some(0) => Ok(Ended::Completed),
+        Some(code) if code == i32::from(NOT_REFUSED) => {
+            Ok(Ended::ignored_with("there is no ring, or nothing is refused by the limit of locked memory"))
+        }
+        _ => Err(String::from_utf8_lossy(&ended.stderr).into_owned().into()),
+    }
+}
+
+/// Writes and reads through a ring that may not register the memory.
+fn without_locked_memory() -> ExitCode {
+    const ALL: usize = 16 << 20;
+    let limit = libc::rlimit { rlim_cur: 64 << 10, rlim_max: 64 << 10 };
+    // SAFETY: the structure is there for as long as the call takes.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) }, 0, "a lower limit");
+    let region = HeapRegion::new(ALL).expect("memory");
+    let pool = Slab::new(vec![region]).expect("a region").pool("ops", ALL as u64);
+    let Ok(ring) = io_uring::IoUring::new(2) else { return NOT_REFUSED.into() };
+    {
+        let all = pool.reserve(ALL, 4096).expect("an empty pool");
+        let all = libc::iovec { iov_base: all.as_ptr().as_ptr().cast(), iov_len: ALL };
+        // SAFETY: no transfer is asked for, and the memory lives longer than the ring.
+        if unsafe { ring.submitter().register_buffers(&[all]) }.is_ok() {
+            return NOT_REFUSED.into();
+        }
+    }
+    drop(ring);
+    let memory = Some(Arc::clone(&pool) as Arc<dyn Allocate>);
+    let options = OsOptions { engine: EngineKind::IoUring, threads: 1, memory, ..OsOptions::default() };
+    let disk = OsDisk::new(options).expect("a ring");
+    assert_eq!(*disk.engine().io_uring(), Support::Yes);
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("f");
+    let file = disk.open(&path, Open { write: true, create_new: true, ..Open::default() }).expect("a file");
+    let file = Arc::new(file);
+    // More often than it takes until the ring would register.
+    for round in 0..4 {
+        let (to, told) = sink();
+        let write = |tag: u64| {
+            let mut buf = pool.reserve(LEN, 4096).expect("room");
+            buf.as_mut_slice().expect("host memory").fill(tag as u8 ^ round);
+            let (offset, buf) = (tag * LEN as u64, IoBuf::Write(buf.seal(LEN)));
+            IoOp { tag, file: Arc::clone(&file), offset, len: LEN, buf }
+        };
+        assert!(disk.engine().submit((0..OPS).map(write).collect(), to).is_ok());
+        for done in told.iter().take(OPS as usize) {
+            assert_eq!(done.result.expect("a write"), LEN);
+        }
+        let (to, told) = sink();
+        let read = |tag: u64| IoOp { offset: tag * LEN as u64, ..read(&pool, &file, tag) };
+        assert!(disk.engine().submit((0..OPS).map(read).collect(), to).is_ok());
+        for done in told.iter().take(OPS as usize) {
+            assert_eq!(done.result.expect("a read"), LEN);
+            let IoBuf::Read(mut buf) = done.op.buf else { panic!("the buffer that was given") };
+            let wanted = done.op.tag as u8 ^ round;
+            assert!(buf.as_mut_slice().expect("host memory").iter().all(|byte| *byte == wanted));
+        }
+    }
+    ExitCode::SUCCESS
+}
+
 fn main() -> ExitCode {
+    if std::env::args().nth(1).is_some_and(|arg| arg == CHILD) {
+        return without_locked_memory();
+    }
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         if !panic.payload_as_str().is_some_and(|text| text.ends_with("on purpose")) {
             usual(panic);
         }
     }));
-    let test = Trial::ignorable_test(
-        "a_panic_loses_what_is_under_way_and_nothing_else",
-        a_panic_loses_what_is_under_way_and_nothing_else,
-    );
-    libtest_mimic::run(&Arguments::from_args(), vec![test]).exit_code()
+    let tests = vec![
+        Trial::ignorable_test(
+            "a_panic_loses_what_is_under_way_and_nothing_else",
+            a_panic_loses_what_is_under_way_and_nothing_else,
+        ),
+        Trial::ignorable_test(
+            "memory_that_cannot_be_registered_is_used_without",
+            memory_that_cannot_be_registered_is_used_without,
+        ),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }

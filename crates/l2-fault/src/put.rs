@@ -25,8 +25,10 @@ struct Slot {
 }
 
 impl Slot {
-    fn of(position: usize, item: &PutItem) -> Self {
-        let found = Found { len: item.layout.bytes(), layout: Some(item.layout.id()), digest: item.digest };
+    fn of(position: usize, item: &mut PutItem) -> Self {
+        // Before the bytes are damaged. Where it cannot be made there is none.
+        let digest = item.digest().unwrap_or_default();
+        let found = Found { len: item.layout.bytes(), layout: Some(item.layout.id()), digest };
         Self { position, key: item.key.clone(), found, damage: None, before: None }
     }
 }
@@ -35,7 +37,7 @@ pub(crate) async fn put(state: &Arc<State>, request: Put, done: PutSink) {
     let Put { items, deadline, affinity } = request;
     let mut choices = state.choose(Op::Put, items.iter().map(|item| &item.key));
     let mut items: Vec<(Slot, PutItem)> =
-        items.into_iter().enumerate().map(|(i, item)| (Slot::of(i, &item), item)).collect();
+        items.into_iter().enumerate().map(|(i, mut item)| (Slot::of(i, &mut item), item)).collect();
     swap(state, &mut items, &mut choices);
 
     let answered = done.answered();

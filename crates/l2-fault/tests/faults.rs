@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use kvstrata_core::{Affinity, ErrorKind, Instant, KeyScope, KvRank, Layout, ObjectKey, Result};
 use kvstrata_l2::{
-    Adapter, Answer, Checked, Context, Get, GetItem, GetSink, Miss, Probe, Put, PutItem, PutSink, Stored,
-    Verify,
+    Adapter, Answer, Checked, Context, Get, GetItem, GetSink, Miss, Probe, Put, PutDigest, PutItem, PutSink,
+    Stored, Verify,
 };
 use kvstrata_l2_fault::{Fault, FaultConfig, Injector, Op, Rule};
 use kvstrata_l2_mock::{Mock, MockConfig};
@@ -57,7 +57,7 @@ impl Rig {
         let item = |id| {
             let key = self.key(id);
             let buf = self.arena.filled(&key, LEN).unwrap();
-            PutItem { key, layout: layout.clone(), digest: None, buf }
+            PutItem { key, layout: layout.clone(), digest: PutDigest::None, buf }
         };
         let items: Vec<_> = ids.into_iter().map(item).collect();
         let got = Arc::new(Mutex::new((0..items.len()).map(|_| None).collect::<Vec<_>>()));

@@ -10,6 +10,7 @@ use kvstrata_l2::{Answer, GetSink, Job, Loaded, PutSink, Stored, closed};
 use kvstrata_mem::ReadBuf;
 use parking_lot::Mutex;
 
+use crate::groups::Groups;
 use crate::jobs::{Loading, Storing, fault_answer};
 
 /// An object whose header and payload are on their way. The fields are dropped in this order.
@@ -23,7 +24,17 @@ struct Writing<D: Disk> {
 }
 
 /// The writes of one submission; tags are twice the index here, plus one for the payload.
-struct Writes<D: Disk>(Mutex<Vec<Option<Writing<D>>>>);
+struct Writes<D: Disk> {
+    all: Mutex<OnTheWay<D>>,
+    /// What is written next.
+    groups: Option<Arc<Groups<D>>>,
+}
+
+struct OnTheWay<D: Disk> {
+    writing: Vec<Option<Writing<D>>>,
+    /// Objects that have not been written yet.
+    left: usize,
+}
 
 /// Objects that can be written at once, collected until they are [submitted](Self::submit).
 pub(crate) struct Outgoing<D: Disk> {
@@ -64,18 +75,33 @@ impl<D: Disk> Outgoing<D> {
         Ok(())
     }
 
-    pub(crate) fn submit(self, store: &Store<D>) {
-        if self.ops.is_empty() {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.writing.is_empty()
+    }
+
+    /// Has them written. `groups` hears when all of them are.
+    pub(crate) fn submit(self, store: &Store<D>, groups: Option<Arc<Groups<D>>>) {
+        if self.is_empty() {
             return;
         }
-        let writes = Arc::new(Writes(Mutex::new(self.writing)));
+        let all = Mutex::new(OnTheWay { left: self.writing.len(), writing: self.writing });
+        let writes = Arc::new(Writes { all, groups });
         if let Err(rejected) = store.disk().engine().submit(self.ops, Arc::clone(&writes) as _) {
             drop(rejected.ops);
-            for w in std::mem::take(&mut *writes.0.lock()).into_iter().flatten() {
+            for w in std::mem::take(&mut writes.all.lock().writing).into_iter().flatten() {
                 let Writing { created, claim, storing, .. } = w;
                 drop((created, claim));
                 storing.answer(Err(closed("store object")));
             }
+            writes.end();
+        }
+    }
+}
+
+impl<D: Disk> Writes<D> {
+    fn end(&self) {
+        if let Some(groups) = &self.groups {
+            groups.spawn();
         }
     }
 }
@@ -86,9 +112,9 @@ impl<D: Disk> CompletionSink<D::File> for Writes<D> {
         let at = op.tag as usize / 2;
         // Before anybody hears of it.
         drop(op);
-        let ended = {
-            let mut all = self.0.lock();
-            let w = all[at].as_mut().expect("each object ends once");
+        let (ended, left) = {
+            let mut all = self.all.lock();
+            let w = all.writing[at].as_mut().expect("each object ends once");
             w.left -= 1;
             if let Err(e) = result {
                 w.failed.get_or_insert(e);
@@ -96,8 +122,13 @@ impl<D: Disk> CompletionSink<D::File> for Writes<D> {
             if w.left > 0 {
                 return;
             }
-            all[at].take().expect("just seen")
+            all.left -= 1;
+            (all.writing[at].take().expect("just seen"), all.left)
         };
+        // Also if whoever hears of this one panics.
+        if left == 0 {
+            self.end();
+        }
         ended.end();
     }
 }
@@ -115,7 +146,7 @@ impl<D: Disk> Writing<D> {
             let e = claim.failed(e);
             return storing.answer(Err(e));
         }
-        let Storing { store, buf, position, done, job } = storing;
+        let Storing { store, buf, position, done, job, .. } = storing;
         drop(buf);
         publish_then(&store, claim, created, position, done, job);
     }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use kvstrata_core::{Error, Result};
-use kvstrata_disk::{Durability, Manifest, Quotas, StoreLayout, Wanted, choose_layout};
-use kvstrata_evict::{EvictionPolicy, by_name};
+use kvstrata_disk::{Durability, Limits, Manifest, StoreLayout, Wanted, choose_layout};
+use kvstrata_evict::by_name;
 use kvstrata_io::{Disk, EngineKind};
 use serde::Deserialize;
 
@@ -230,14 +230,19 @@ impl FsConfig {
                 "a store of segments has one writer; a directory is shared with the layout `files`",
             );
         }
-        let policy = self.policy()?;
-        let given =
-            [("quotas", !self.quotas.is_empty()), ("default_quota_gb", self.default_quota_gb.is_some())];
-        match given.into_iter().find(|(_, given)| *given) {
-            Some((key, _)) if policy.quotas().is_none() => {
-                bad(key, &policy.name(), "this eviction policy does not keep tenants apart; IsolatedLRU does")
-            }
-            _ => self.quotas().map(|_| ()),
+        self.one_policy()?;
+        self.limits().validate()
+    }
+
+    /// What is said of bytes, tenants and eviction.
+    pub(crate) fn limits(&self) -> Limits<'_> {
+        let theirs = self.eviction.as_ref().map(|e| e.eviction_policy.as_str());
+        Limits {
+            operation: OP,
+            max_capacity_gb: self.max_capacity_gb,
+            eviction_policy: self.eviction_policy.as_deref().or(theirs),
+            quotas: &self.quotas,
+            default_quota_gb: self.default_quota_gb,
         }
     }
 
@@ -246,16 +251,7 @@ impl FsConfig {
     /// # Errors
     /// `Invalid` for a negative number, or one too small for any object.
     pub fn capacity(&self) -> Result<Option<u64>> {
-        let gib = self.max_capacity_gb;
-        let bytes = gib * f64::from(1 << 30);
-        if gib == 0.0 {
-            return Ok(None);
-        }
-        if !(bytes >= 65536.0 && bytes < 2f64.powi(63)) {
-            return Err(Error::invalid(OP, "the capacity is 0 (no limit) or at least 65536 bytes")
-                .with("max_capacity_gb", gib));
-        }
-        Ok(Some(bytes as u64))
+        self.limits().capacity()
     }
 
     /// The layout of the store that is there or to be.
@@ -284,53 +280,18 @@ impl FsConfig {
         }
     }
 
-    /// What tenants are promised, in bytes.
-    ///
-    /// # Errors
-    /// `Invalid` for what is no size.
-    pub fn quotas(&self) -> Result<Quotas> {
-        let bytes = |key: &'static str, what: &dyn std::fmt::Display, gib: f64| {
-            if self.max_capacity_gb > 0.0 && gib > self.max_capacity_gb {
-                let e = Error::invalid(OP, "a quota of more than the store holds can never be reached");
-                return Err(e.with(key, what).with("max_capacity_gb", self.max_capacity_gb));
-            }
-            let bytes = gib * f64::from(1 << 30);
-            if bytes >= 0.0 && bytes < 2f64.powi(63) {
-                return Ok(bytes as u64);
-            }
-            Err(Error::invalid(OP, "a quota is a number of GiB that is not negative").with(key, what))
-        };
-        let own = self.quotas.iter().map(|(salt, gib)| {
-            bytes("quotas", &format_args!("{salt:?}: {gib}"), *gib).map(|bytes| (salt.clone(), bytes))
-        });
-        let default = self.default_quota_gb.map(|gib| bytes("default_quota_gb", &gib, gib)).transpose()?;
-        Ok(Quotas { default, own: own.collect::<Result<_>>()? })
-    }
-
-    /// The policy by either of its keys.
-    ///
-    /// # Errors
-    /// `Invalid` for an unknown name, with the known ones, or if both keys are there and differ.
-    pub fn policy(&self) -> Result<Box<dyn EvictionPolicy>> {
+    /// Both keys for the policy, if both are there, name the same one.
+    fn one_policy(&self) -> Result<()> {
+        let (Some(ours), Some(theirs)) = (&self.eviction_policy, &self.eviction) else { return Ok(()) };
         let make = |name: &str| {
             by_name(name).map_err(|e| Error::invalid(OP, e.to_string()).with("eviction_policy", name))
         };
-        match (&self.eviction_policy, self.eviction.as_ref().map(|e| &e.eviction_policy)) {
-            (Some(ours), Some(theirs)) => {
-                let (ours, theirs) = (make(ours)?, make(theirs)?);
-                if ours.name() != theirs.name() {
-                    return Err(Error::invalid(
-                        OP,
-                        "two keys ask for different policies; leave one of them away",
-                    )
-                    .with("eviction_policy", ours.name())
-                    .with("eviction.eviction_policy", theirs.name()));
-                }
-                Ok(ours)
-            }
-            (Some(name), None) | (None, Some(name)) => make(name),
-            (None, None) => make("LRU"),
+        let (ours, theirs) = (make(ours)?, make(&theirs.eviction_policy)?);
+        if ours.name() == theirs.name() {
+            return Ok(());
         }
+        let e = Error::invalid(OP, "two keys ask for different policies; leave one of them away");
+        Err(e.with("eviction_policy", ours.name()).with("eviction.eviction_policy", theirs.name()))
     }
 
     /// Keys that are set and have no effect, with the reason. Whoever opens the adapter says them once.
@@ -347,16 +308,7 @@ impl FsConfig {
                 out.push(("eviction.eviction_ratio", "as many bytes are evicted as are needed"));
             }
         }
-        if self.max_capacity_gb == 0.0 && (self.eviction.is_some() || self.eviction_policy.is_some()) {
-            out.push(("eviction_policy", "nothing is evicted without max_capacity_gb"));
-        }
-        for (key, given) in
-            [("quotas", !self.quotas.is_empty()), ("default_quota_gb", self.default_quota_gb.is_some())]
-        {
-            if self.max_capacity_gb == 0.0 && given {
-                out.push((key, "nothing is evicted without max_capacity_gb"));
-            }
-        }
+        out.extend(self.limits().without_effect());
         out
     }
 
@@ -397,7 +349,7 @@ mod tests {
         .unwrap();
         assert_eq!((c.use_odirect, c.num_workers), (Some(Switch(Wanted::Try)), 8));
         assert_eq!(c.capacity().unwrap(), Some(3 << 29));
-        assert_eq!(c.policy().unwrap().name(), "LRU");
+        assert_eq!(c.limits().policy().unwrap().name(), "LRU");
         let idle: Vec<_> = c.without_effect().into_iter().map(|(key, _)| key).collect();
         assert_eq!(idle, ["read_ahead_size", "eviction.trigger_watermark", "eviction.eviction_ratio"]);
         let least = read(r#"{"base_path": "/d"}"#).unwrap();
@@ -413,24 +365,6 @@ mod tests {
     }
 
     #[test]
-    fn quotas_are_in_gib_and_numbers() {
-        let c = read(
-            r#"{"base_path": "/d", "max_capacity_gb": 9, "eviction_policy": "isolated_lru", "quotas": {"a": 1.5, "": 0},
-                "default_quota_gb": 0.25}"#,
-        )
-        .unwrap();
-        let own = vec![(String::new(), 0), ("a".to_owned(), 3 << 29)];
-        assert_eq!(c.quotas().unwrap(), Quotas { default: Some(1 << 28), own });
-        assert!(c.without_effect().is_empty());
-        for no_number in [f64::NAN, f64::INFINITY] {
-            let c = FsConfig { default_quota_gb: Some(no_number), ..c.clone() };
-            assert!(c.validate().unwrap_err().to_string().contains("default_quota_gb"));
-        }
-        let unlimited = FsConfig { max_capacity_gb: 0.0, ..c };
-        assert!(unlimited.without_effect().iter().any(|(key, _)| *key == "quotas"));
-    }
-
-    #[test]
     fn bad_settings_name_their_key() {
         for (json, key) in [
             (r#"{}"#, "base_path"),
@@ -441,8 +375,6 @@ mod tests {
             (r#"{"base_path": "/d", "io_engine": "libaio"}"#, "posix"),
             (r#"{"base_path": "/d", "iouring_queue_depth": 0}"#, "iouring_queue_depth"),
             (r#"{"base_path": "/d", "max_capacity_gb": -1}"#, "max_capacity_gb"),
-            (r#"{"base_path": "/d", "max_capacity_gb": 1e-9}"#, "max_capacity_gb"),
-            (r#"{"base_path": "/d", "max_capacity_gb": 1e30}"#, "max_capacity_gb"),
             (r#"{"base_path": "/d", "eviction_policy": "LRUU"}"#, "eviction_policy"),
             (
                 r#"{"base_path": "/d", "eviction_policy": "LRU", "eviction": {"eviction_policy": "FIFO"}}"#,
@@ -454,23 +386,7 @@ mod tests {
             (r#"{"base_path": "/d", "use_odirect": "maybe"}"#, "require"),
             (r#"{"base_path": "/d", "name": ""}"#, "name"),
             (r#"{"base_path": "/d", "quotas": {"t": 1}}"#, "quotas: LRU"),
-            (
-                r#"{"base_path": "/d", "eviction_policy": "S3-FIFO", "default_quota_gb": 1}"#,
-                "default_quota_gb: S3-FIFO",
-            ),
-            (
-                r#"{"base_path": "/d", "eviction_policy": "IsolatedLRU", "quotas": {"t": -1}}"#,
-                "quotas: \"t\": -1",
-            ),
-            (
-                r#"{"base_path": "/d", "eviction_policy": "IsolatedLRU", "quotas": {"t": 1e30}}"#,
-                "quotas: \"t\": 1",
-            ),
             (r#"{"base_path": "/d", "eviction_policy": "IsolatedLRU", "quotas": 1}"#, "invalid type"),
-            (
-                r#"{"base_path": "/d", "eviction_policy": "IsolatedLRU", "default_quota_gb": -0.5}"#,
-                "default_quota_gb: -0.5",
-            ),
         ] {
             let e = read(json).unwrap_err();
             assert!(e.contains(key), "{json}: {e}");

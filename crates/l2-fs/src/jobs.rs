@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvstrata_core::{Error, ErrorKind, Result};
 use kvstrata_disk::{Begin, Claim, LoadFault, NewObject, Pin, Store, StoreLayout};
 use kvstrata_io::{Disk, IoEngine};
-use kvstrata_l2::{Answer, GetSink, Job, Loaded, Miss, PutSink, Stored, closed};
+use kvstrata_l2::{Answer, GetSink, Job, Loaded, Miss, PutSink, Stored, closed, digest_of};
 use kvstrata_mem::{ReadBuf, WriteBuf};
 use parking_lot::Mutex;
 
@@ -17,6 +17,8 @@ use crate::batch::Outgoing;
 pub(crate) struct Storing<D: Disk> {
     pub(crate) store: Arc<Store<D>>,
     pub(crate) buf: ReadBuf,
+    /// Whether the digest is still to be made.
+    pub(crate) due: bool,
     pub(crate) position: usize,
     pub(crate) done: PutSink,
     pub(crate) job: Job,
@@ -30,30 +32,67 @@ impl<D: Disk> Storing<D> {
         drop(job);
     }
 
-    /// Goes on from how the store began; what can be written at once joins those that are on their way together.
-    pub(crate) fn go(self, object: NewObject, begin: Begin<D>, together: &mut Outgoing<D>) {
+    /// Goes on from how the store began; what is to be written now is handed back.
+    pub(crate) fn go(mut self, mut object: NewObject, begin: Begin<D>) -> Option<(Claim<D>, Self)> {
         match begin {
+            // What is there has no digest either, which is not the same as one that is still to be made.
+            Begin::Present if self.due => match self.make_digest(&mut object) {
+                Ok(()) => {
+                    let begin = self.store.begin(std::slice::from_ref(&object)).remove(0);
+                    return self.go(object, begin);
+                }
+                Err(e) => self.answer(Err(e)),
+            },
             Begin::Present => self.answer(Ok(Stored::Present)),
             Begin::Refused(e) => self.answer(Err(e)),
-            Begin::Claimed(mut claim) => {
-                if !claim.try_reserve() {
-                    return self.spawn(claim);
-                }
-                if let Err((claim, storing)) = together.add(claim, self) {
-                    storing.spawn(claim);
-                }
-            }
+            Begin::Claimed(claim) => return Some((claim, self)),
             Begin::Busy => {
                 // Somebody writes or removes this key: it is this one's turn after that.
                 let store = Arc::clone(&self.store);
                 let key = object.key.clone();
                 store.hold_then(&key, move |hold| {
-                    if self.done.is_open(self.position) {
-                        self.go_held(hold.begin(&object));
+                    if !self.done.is_open(self.position) {
+                        return;
+                    }
+                    match self.make_digest(&mut object) {
+                        Ok(()) => self.go_held(hold.begin(&object)),
+                        Err(e) => {
+                            drop(hold);
+                            self.answer(Err(e));
+                        }
                     }
                 });
             }
         }
+        None
+    }
+
+    fn make_digest(&mut self, object: &mut NewObject) -> Result<()> {
+        if std::mem::take(&mut self.due) {
+            object.digest = Some(digest_of(&object.key, object.layout, &self.buf)?);
+        }
+        Ok(())
+    }
+
+    /// The object's turn has come: its digest is made. Hands it back unless there is nothing to write after that.
+    pub(crate) fn with_digest(mut self, mut claim: Claim<D>) -> Option<(Claim<D>, Self)> {
+        if std::mem::take(&mut self.due) {
+            let object = claim.object();
+            match digest_of(&object.key, object.layout, &self.buf) {
+                Ok(digest) if claim.set_digest(digest) => {
+                    drop(claim);
+                    self.answer(Ok(Stored::Present));
+                    return None;
+                }
+                Ok(_) => {}
+                Err(e) => {
+                    let e = claim.give_up(e);
+                    self.answer(Err(e));
+                    return None;
+                }
+            }
+        }
+        Some((claim, self))
     }
 
     /// As [`Self::go`], on whichever thread passed the key on.
@@ -80,37 +119,38 @@ impl<D: Disk> Storing<D> {
         }
     }
 
-    fn run(mut self, mut claim: Claim<D>) {
+    pub(crate) fn run(self, claim: Claim<D>) {
         if !self.done.is_open(self.position) {
             return;
         }
+        let Some((mut claim, mut this)) = self.with_digest(claim) else { return };
         if claim.is_there() {
             drop(claim);
-            return self.answer(Ok(Stored::Present));
+            return this.answer(Ok(Stored::Present));
         }
-        if self.store.layout() == StoreLayout::Slab {
+        if this.store.layout() == StoreLayout::Slab {
             if let Err(e) = claim.reserve() {
                 let e = claim.give_up(e);
-                return self.answer(Err(e));
+                return this.answer(Err(e));
             }
-            let (store, mut alone) = (Arc::clone(&self.store), Outgoing::new());
-            match alone.add(claim, self) {
-                Ok(()) => return alone.submit(&store),
-                Err((back, storing)) => (claim, self) = (back, storing),
+            let (store, mut alone) = (Arc::clone(&this.store), Outgoing::new());
+            match alone.add(claim, this) {
+                Ok(()) => return alone.submit(&store, None),
+                Err((back, storing)) => (claim, this) = (back, storing),
             }
         }
-        let created = match self.write(&mut claim) {
+        let created = match this.write(&mut claim) {
             Ok(created) => created,
             Err(Failure::Reported(e)) => {
                 let e = claim.give_up(e);
-                return self.answer(Err(e));
+                return this.answer(Err(e));
             }
             Err(Failure::Write(e)) => {
                 let e = claim.failed(e);
-                return self.answer(Err(e));
+                return this.answer(Err(e));
             }
         };
-        let Self { store, buf, position, done, job } = self;
+        let Self { store, buf, position, done, job, .. } = this;
         drop(buf);
         // Nothing that may hang comes after the right to answer is taken: from then on no time-out answers the key. What
         // has timed out by then is taken off again.

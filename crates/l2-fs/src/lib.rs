@@ -5,7 +5,7 @@
 //! use std::sync::Arc;
 //! use kvstrata_core::{Affinity, ChunkHash, Instant, KeyScope, KvRank, Layout, ObjectKey};
 //! use kvstrata_disk::Writer;
-//! use kvstrata_l2::{Context, Probe, Put, PutItem, PutSink};
+//! use kvstrata_l2::{Context, Probe, Put, PutDigest, PutItem, PutSink};
 //! use kvstrata_l2_fs::{FsConfig, open_os};
 //! use kvstrata_mem::{Allocate, HeapRegion, Slab};
 //!
@@ -19,7 +19,7 @@
 //! let slab = Slab::new(vec![HeapRegion::new(1 << 20)?])?;
 //! let key = ObjectKey::new(&KeyScope::new("m", KvRank::single(), 0, "")?, ChunkHash::new(&[1])?);
 //! let buf = slab.pool("cache", 1 << 20).reserve(4096, 4096)?.seal(4096);
-//! let item = PutItem { key: key.clone(), layout: Layout::opaque(4096)?, digest: None, buf };
+//! let item = PutItem { key: key.clone(), layout: Layout::opaque(4096)?, digest: PutDigest::None, buf };
 //! let deadline = Instant::FAR_FUTURE;
 //! let request = Put { items: vec![item], deadline, affinity: Affinity::default() };
 //! let store = fs.adapter().store;
@@ -33,8 +33,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! With the slab layout, a request's transfers go to the disk's engine all at once, from and to the caller's buffers. With a
-//! file for each object, keys are handled one by one on the engine's threads: a load opens the file, reads the payload and
+//! With the slab layout, a request's loads go to the disk's engine all at once, and its stores in large groups, from and to the
+//! caller's buffers. With a file for each object, keys are handled one by one on the engine's threads: a load opens the file, reads the payload and
 //! closes it. Nothing is copied, and headers are not read, because the index has what they say.
 //! Digests are kept here and checked above (`kvstrata_l2::Checked`).
 //!
@@ -45,6 +45,7 @@
 mod batch;
 mod config;
 mod fs;
+mod groups;
 mod jobs;
 
 pub use config::{Engine, EvictionConfig, FsConfig, LayoutChoice, Switch, Sync};

@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use kvstrata_core::{Affinity, ChunkHash, Instant, KeyScope, KvRank, Layout, ObjectKey};
-//! use kvstrata_l2::{Context, Put, PutItem, PutSink};
+//! use kvstrata_l2::{Context, Put, PutDigest, PutItem, PutSink};
 //! use kvstrata_l2_mock::{Mock, MockConfig};
 //! use kvstrata_mem::{Allocate, HeapRegion, Slab};
 //!
@@ -17,7 +17,7 @@
 //! let slab = Slab::new(vec![HeapRegion::new(1 << 20)?])?;
 //! let key = ObjectKey::new(&KeyScope::new("m", KvRank::single(), 0, "")?, ChunkHash::new(&[1])?);
 //! let buf = slab.pool("cache", 1 << 20).reserve(4096, 4096)?.seal(4096);
-//! let item = PutItem { key, layout: Layout::opaque(4096)?, digest: None, buf };
+//! let item = PutItem { key, layout: Layout::opaque(4096)?, digest: PutDigest::None, buf };
 //! let request = Put { items: vec![item], deadline: Instant::FAR_FUTURE, affinity: Affinity::default() };
 //! let done = PutSink::new(1, std::sync::Arc::new(|position, answer| println!("key {position}: {answer:?}")));
 //! mock.adapter().store.put(request, done).await;

@@ -231,8 +231,16 @@ impl Device {
         self.hang.passed().await;
     }
 
-    async fn put(&self, position: usize, item: PutItem, done: &PutSink) {
-        let PutItem { key, layout, digest, buf } = item;
+    async fn put(&self, position: usize, mut item: PutItem, done: &PutSink) {
+        let digest = match item.digest() {
+            Ok(digest) => digest,
+            Err(e) => {
+                drop(item);
+                done.answer(position, Err(e));
+                return;
+            }
+        };
+        let PutItem { key, layout, buf, .. } = item;
         let fails = self.stores.next();
         if !done.is_open(position) {
             return;

@@ -65,8 +65,8 @@ impl Inner {
         let keys: Vec<ObjectKey> = going.iter().map(|g| g.item.key.clone()).collect();
         let held = self.elsewhere(&batch, &keys, &home).await;
         let mut parts: Vec<Vec<Going>> = (0..self.paths.len()).map(|_| Vec::new()).collect();
-        for ((going, home), held) in going.into_iter().zip(home).zip(held) {
-            match self.settle(&batch, &going.item, home, held).await {
+        for ((mut going, home), held) in going.into_iter().zip(home).zip(held) {
+            match self.settle(&batch, &mut going.item, home, held).await {
                 Ok(at) => parts[at].push(going),
                 Err(e) => {
                     batch.done.answer(going.position, Err(e));
@@ -99,14 +99,18 @@ impl Inner {
     async fn settle(
         &self,
         batch: &Batch,
-        item: &PutItem,
+        item: &mut PutItem,
         home: usize,
         held: Vec<(usize, Found)>,
     ) -> Result<usize> {
+        if held.is_empty() {
+            return Ok(home);
+        }
+        let digest = item.digest()?;
         let same = |found: &Found| {
             found.layout.is_none_or(|id| id == item.layout.id())
                 && found.len == item.layout.bytes()
-                && found.digest == item.digest
+                && found.digest == digest
         };
         if let Some((at, _)) = held.iter().find(|(_, found)| same(found)) {
             return Ok(*at);

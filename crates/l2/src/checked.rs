@@ -9,7 +9,7 @@ use kvstrata_mem::RegionKind;
 
 use crate::{
     Adapter, Answer, CheckStats, Context, Found, Get, GetSink, Keys, L2Desc, L2Remove, L2Store, Loaded, Miss,
-    Probe, Put, PutSink, Receive, Stored, all, digest_of, digest_of_filled, until,
+    Probe, Put, PutDigest, PutSink, Receive, Stored, all, digest_of_filled, until,
 };
 
 /// Whether digests are made and checked.
@@ -26,7 +26,8 @@ pub enum Verify {
 ///
 /// - It splits batches at the adapter's `max_batch`, and refuses repeated keys, buffers that are not as long as their
 ///   layout, and memory that the adapter does not take, each as that key's answer.
-/// - A store gets the digest of its payload unless it brings one.
+/// - A store gets the digest of its payload unless it brings one: made when the adapter comes to it
+///   ([`PutItem::digest`](crate::PutItem::digest)), of the bytes that are there then.
 /// - A load whose length or digest is wrong becomes a miss. The bad object is removed first, so that the next store is
 ///   not told that the key is there already. (An object stored anew between the load and the removal goes with it: one
 ///   more miss, never a wrong byte.)
@@ -99,14 +100,10 @@ impl L2Store for CheckedStore {
         let mut accepted = Vec::with_capacity(items.len());
         for (position, mut item) in items.into_iter().enumerate() {
             let kind = item.buf.region().kind();
-            let mut fit =
+            let fit =
                 judge.fits(OP, &item.key, &item.layout, item.buf.len(), kind, seen.insert(item.key.clone()));
-            if fit.is_ok()
-                && judge.verify == Verify::On
-                && item.digest.is_none()
-                && kind != RegionKind::Device
-            {
-                fit = digest_of(&item.key, item.layout.id(), &item.buf).map(|d| item.digest = Some(d));
+            if judge.verify == Verify::On && item.digest == PutDigest::None && kind != RegionKind::Device {
+                item.digest = PutDigest::Due;
             }
             match fit {
                 Ok(()) => accepted.push((position, item)),

@@ -55,7 +55,7 @@ pub use digest::{PayloadCrc, digest_of, digest_of_filled};
 pub use driver::{Context, Driver, Pass, Spawn, Task, closed, timed_out, until};
 pub use join::{Call, all};
 pub use latch::{Idle, Job, latch};
-pub use request::{Answer, Found, Get, GetItem, Keys, Loaded, Miss, Probe, Put, PutItem, Stored};
+pub use request::{Answer, Found, Get, GetItem, Keys, Loaded, Miss, Probe, Put, PutDigest, PutItem, Stored};
 pub use sink::{Answered, Claim, Fail, GetSink, PutSink, Receive, Sink};
 pub use stats::{CheckCounts, CheckStats};
 pub use store::{

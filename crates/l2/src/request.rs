@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use kvstrata_core::{Affinity, Digest, Error, Instant, Layout, LayoutId, ObjectKey};
+use kvstrata_core::{Affinity, Digest, Error, Instant, Layout, LayoutId, ObjectKey, Result};
 use kvstrata_mem::{ReadBuf, WriteBuf};
+
+use crate::digest_of;
 
 /// The keys of a batch, shared.
 pub type Keys = Arc<[ObjectKey]>;
@@ -15,11 +17,53 @@ pub struct PutItem {
     pub key: ObjectKey,
     /// What its bytes are.
     pub layout: Layout,
-    /// The digest to keep with it. [`crate::Checked`] fills it in, so an adapter sees `None` only where digests are off, and
-    /// for device memory: an adapter that sees those bytes pass makes their digest itself ([`crate::PayloadCrc`]).
-    pub digest: Option<Digest>,
+    /// The digest to keep with it: see [`Self::digest`].
+    pub digest: PutDigest,
     /// The payload. The clone in here is a pin that the adapter drops when the device is finished.
     pub buf: ReadBuf,
+}
+
+/// The digest to keep with an object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum PutDigest {
+    /// None. An adapter sees this where digests are off, and for device memory: whoever sees those bytes pass makes their
+    /// digest itself ([`crate::PayloadCrc`]).
+    #[default]
+    None,
+    /// This one.
+    Is(Digest),
+    /// That of the payload, which is still to be made. [`crate::Checked`] leaves that to the moment when the object's turn
+    /// comes: the first objects of a large batch are on their way while the digests of the others are made.
+    Due,
+}
+
+impl From<Option<Digest>> for PutDigest {
+    fn from(digest: Option<Digest>) -> Self {
+        digest.map_or(Self::None, Self::Is)
+    }
+}
+
+impl PutDigest {
+    /// The digest, if there is one and it has been made.
+    pub fn known(self) -> Option<Digest> {
+        match self {
+            Self::Is(digest) => Some(digest),
+            Self::None | Self::Due => None,
+        }
+    }
+}
+
+impl PutItem {
+    /// The digest to keep with the object; it is made now if that is still to be done, and then it is there.
+    ///
+    /// # Errors
+    /// As [`digest_of`].
+    pub fn digest(&mut self) -> Result<Option<Digest>> {
+        if self.digest == PutDigest::Due {
+            self.digest = PutDigest::Is(digest_of(&self.key, self.layout.id(), &self.buf)?);
+        }
+        Ok(self.digest.known())
+    }
 }
 
 /// A batch of objects to store.

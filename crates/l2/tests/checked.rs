@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use kvstrata_core::{Affinity, ErrorKind, Instant, KeyScope, KvRank, Layout, ObjectKey, Result};
 use kvstrata_l2::{
     Adapter, Answer, Checked, Context, Found, Get, GetItem, GetSink, Keys, L2Desc, L2Remove, L2Store, Loaded,
-    MemoryKinds, Miss, Probe, Put, PutItem, PutSink, Stored, Verify, digest_of,
+    MemoryKinds, Miss, Probe, Put, PutDigest, PutItem, PutSink, Stored, Verify, digest_of,
 };
 use kvstrata_l2_mock::{Damage, Mock, MockConfig};
 use kvstrata_testkit::arena::{Arena, Memory};
@@ -32,9 +32,10 @@ impl L2Store for Narrow {
     fn desc(&self) -> &L2Desc {
         &self.desc
     }
-    async fn put(&self, request: Put, done: PutSink) {
+    async fn put(&self, mut request: Put, done: PutSink) {
         self.seen.lock().push(("put", request.items.len()));
-        self.digests.lock().extend(request.items.iter().map(|i| i.digest.is_some()));
+        let due = request.items.iter_mut().map(|i| i.digest().expect("host memory").is_some());
+        self.digests.lock().extend(due);
         self.inner.put(request, done).await;
     }
     async fn get(&self, request: Get, done: GetSink) {
@@ -120,7 +121,7 @@ impl Rig {
     fn to_store(&self, id: u64) -> PutItem {
         let key = self.key(id);
         let buf = self.arena.filled(&key, LEN).unwrap();
-        PutItem { key, layout: self.layout.clone(), digest: None, buf }
+        PutItem { key, layout: self.layout.clone(), digest: PutDigest::None, buf }
     }
 
     fn to_load(&self, id: u64) -> GetItem {
@@ -215,7 +216,7 @@ async fn digests_are_made_where_there_is_none_and_a_given_one_is_kept() {
     let rig = Rig::new(USUAL);
     let given = rig.to_store(1);
     let other = digest_of(&rig.key(9), rig.layout.id(), &given.buf).unwrap();
-    rig.put(vec![rig.to_store(0), PutItem { digest: Some(other), ..given }]).await;
+    rig.put(vec![rig.to_store(0), PutItem { digest: PutDigest::Is(other), ..given }]).await;
     assert_eq!(*rig.narrow.digests.lock(), [true, true]);
     let answers = rig.get(vec![rig.to_load(0), rig.to_load(1)]).await;
     let mut answers = answers.into_iter();
@@ -297,4 +298,16 @@ async fn loads_without_a_check_say_so() {
     assert!(!rig.loaded(0, answer));
     let counts = rig.checked.stats.counts();
     assert_eq!((counts.unverified_off, counts.unverified(), counts.verified), (1, 1, 0));
+}
+
+#[tokio::test]
+async fn a_digest_that_is_due_is_made_when_it_is_asked_for_and_then_it_is_there() {
+    let rig = Rig::new(USUAL);
+    let mut item = PutItem { digest: PutDigest::Due, ..rig.to_store(3) };
+    assert_eq!(item.digest.known(), None);
+    let made = digest_of(&rig.key(3), rig.layout.id(), &item.buf).unwrap();
+    assert_eq!(item.digest().unwrap(), Some(made));
+    assert_eq!(item.digest, PutDigest::Is(made));
+    let mut none = rig.to_store(4);
+    assert_eq!((none.digest().unwrap(), none.digest), (None, PutDigest::None));
 }

@@ -148,13 +148,17 @@ impl<D: Disk> Files<D> {
     }
 
     /// Stores one object and answers its key.
-    pub(crate) fn store(&self, item: PutItem, position: usize, done: &PutSink) {
-        let PutItem { key, layout, digest, buf } = item;
-        if let Err(e) = check_buf(STORE, buf.len(), layout.bytes(), buf.region().kind()) {
-            drop(buf);
-            done.answer(position, Err(e));
-            return;
-        }
+    pub(crate) fn store(&self, mut item: PutItem, position: usize, done: &PutSink) {
+        let fits = check_buf(STORE, item.buf.len(), item.layout.bytes(), item.buf.region().kind());
+        let digest = match fits.and_then(|()| item.digest()) {
+            Ok(digest) => digest,
+            Err(e) => {
+                drop(item);
+                done.answer(position, Err(e));
+                return;
+            }
+        };
+        let PutItem { key, layout, buf, .. } = item;
         let header = Header { layout, fmt: self.fmt, digest };
         if self.is_there(&key, &header) {
             drop(buf);

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use common::{cx, gds_object, get, header, key, layout, payload, place, pool, probe, runtime, text, write};
 use kvstrata_core::{Affinity, ErrorKind, Instant, KeyScope, KvRank, Layout, ObjectKey, Result};
 use kvstrata_io::{Disk, Fault, OpKind, Rule, SimDisk};
-use kvstrata_l2::{Adapter, Checked, Put, PutItem, PutSink, Stored, Verify};
+use kvstrata_l2::{Adapter, Checked, Put, PutDigest, PutItem, PutSink, Stored, Verify};
 use kvstrata_lmcache_files::flat::Models;
 use kvstrata_lmcache_files::{FlatConfig, GdsConfig, LmcacheFs, LmcacheGds, Refusal, scan_flat};
 use kvstrata_mem::Allocate;
@@ -22,7 +22,12 @@ fn put(
 ) -> Result<Stored> {
     let mut buf = pool().reserve(bytes.len(), 4096).expect("a buffer");
     buf.write_at(0, bytes).expect("room");
-    let item = PutItem { key: key.clone(), layout: layout.clone(), digest: None, buf: buf.seal(bytes.len()) };
+    let item = PutItem {
+        key: key.clone(),
+        layout: layout.clone(),
+        digest: PutDigest::None,
+        buf: buf.seal(bytes.len()),
+    };
     let answer = Arc::new(Mutex::new(None));
     let to = Arc::clone(&answer);
     let sink = PutSink::new(1, Arc::new(move |_, a: Result<Stored>| *to.lock().expect("no panic") = Some(a)));

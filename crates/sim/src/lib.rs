@@ -1,8 +1,8 @@
 //! The storage manager in a world that a seed decides: engines that store, load, delete and go away, adapters that are
 //! slow, hang, lie, are full, panic and come and go, crashes and restarts at any step, under a clock that is not real.
 //!
-//! It runs the code that ships: the manager with its policies, the digest check, the file adapter over a simulated disk,
-//! the mock, and the fault injector around both. Only time, the order of tasks and the disk are simulated, through the
+//! It runs the code that ships: the manager with its policies, the digest check, the file adapter over a simulated disk
+//! or over several paths with a disk each, the mock, and the fault injector around each. Only time, the order of tasks and the disk are simulated, through the
 //! traits that the code takes them by. One thread runs everything, so a seed is a run: the same seed gives the same
 //! decisions, one by one.
 //!
@@ -91,10 +91,27 @@ impl Schedule {
     }
 }
 
-fn plan_of(seed: u64, count: u64) -> (Setup, Vec<Step>) {
+/// What a run is made of, beside its seed.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// Steps.
+    pub steps: u64,
+    /// How many paths each adapter on disks has; by chance 1 to 3 if it is not said.
+    pub paths: Option<u64>,
+    /// A defect that is planted.
+    pub plant: Option<Plant>,
+}
+
+impl Default for Kind {
+    fn default() -> Self {
+        Self { steps: STEPS, paths: None, plant: None }
+    }
+}
+
+fn plan_of(seed: u64, kind: Kind) -> (Setup, Vec<Step>) {
     let mut rng = Rng::new(seed);
-    let setup = Setup::of(&mut rng);
-    let steps = steps(&mut rng, count);
+    let setup = Setup::of(&mut rng, kind.paths);
+    let steps = steps(&mut rng, kind.steps);
     (setup, steps)
 }
 
@@ -118,19 +135,20 @@ fn play(setup: &Setup, steps: &[Step], plant: Option<Plant>) -> Run {
 }
 
 /// Plays the run of a seed, with so many steps.
-pub fn run(seed: u64, count: u64) -> Run {
-    run_with(seed, count, None)
+pub fn run(seed: u64, steps: u64) -> Run {
+    run_with(seed, Kind { steps, ..Kind::default() })
 }
 
-/// The same, with a defect planted.
-pub fn run_with(seed: u64, count: u64, plant: Option<Plant>) -> Run {
-    let (setup, steps) = plan_of(seed, count);
-    play(&setup, &steps, plant)
+/// Plays a run of this kind.
+pub fn run_with(seed: u64, kind: Kind) -> Run {
+    let (setup, steps) = plan_of(seed, kind);
+    play(&setup, &steps, kind.plant)
 }
 
 /// The run of a seed that fails, without the steps that it can do without; `None` if it does not fail.
-pub fn shrunk(seed: u64, count: u64, plant: Option<Plant>) -> Option<Schedule> {
-    let (setup, mut steps) = plan_of(seed, count);
+pub fn shrunk(seed: u64, kind: Kind) -> Option<Schedule> {
+    let (setup, mut steps) = plan_of(seed, kind);
+    let plant = kind.plant;
     let mut failure = play(&setup, &steps, plant).failure?;
     let mut piece = steps.len().div_ceil(2);
     while piece > 0 {

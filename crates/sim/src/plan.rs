@@ -34,7 +34,9 @@ pub(crate) struct Setup {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TierPlan {
     pub(crate) kind: TierKind,
-    /// In units of 4 KiB.
+    /// Disks with a store each, where there are disks.
+    pub(crate) paths: u64,
+    /// Of each, in units of 4 KiB.
     pub(crate) capacity: u64,
     /// Bytes in flight it is allowed, in units of 4 KiB; 0 for no limit.
     pub(crate) limit: u64,
@@ -146,11 +148,21 @@ fn one_of(rng: &mut Rng, names: &[&'static str]) -> &'static str {
 }
 
 impl Setup {
-    pub(crate) fn of(rng: &mut Rng) -> Self {
+    /// `paths` is how many each adapter on disks has, if that is not left to chance.
+    pub(crate) fn of(rng: &mut Rng, paths: Option<u64>) -> Self {
+        let mut setup = Self::drawn(rng);
+        if let Some(paths) = paths {
+            setup.tiers.iter_mut().for_each(|tier| tier.paths = paths);
+        }
+        setup
+    }
+
+    fn drawn(rng: &mut Rng) -> Self {
         let buffer_only = rng.percent(15);
         let tier = |rng: &mut Rng, present_percent| TierPlan {
             present: rng.percent(present_percent),
             kind: [TierKind::Mock, TierKind::Mock, TierKind::Files, TierKind::Slab][rng.below(4) as usize],
+            paths: [1, 1, 2, 3][rng.below(4) as usize],
             capacity: 40 + rng.below(200),
             fault_percent: [0, 2, 10, 40][rng.below(4) as usize],
             seed: rng.bits() >> 1,

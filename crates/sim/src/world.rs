@@ -136,11 +136,12 @@ impl World {
             return;
         }
         match tier.adapter(&cx, &self.layouts) {
-            Ok((adapter, injector, mock)) => {
+            Ok(opened) => {
+                let adapter = opened.adapter.clone();
                 let adapter = if keeps { keeping(adapter) } else { adapter };
                 match manager.add_adapter(noting(adapter, &oracle), tier.options(at as u32 + 1)) {
                     Ok(id) => {
-                        tier.opened(id, injector, mock);
+                        tier.opened(id, opened);
                         tier.present = true;
                     }
                     Err(e) => self.oracle.wrong(format!("an adapter could not be added: {e}")),
@@ -533,10 +534,8 @@ impl World {
             }
         }
         for (at, tier) in self.tiers.iter().enumerate() {
-            if let Some((used, capacity)) = tier.space()
-                && used > capacity
-            {
-                self.oracle.wrong(format!("the disk of tier {at} has {used} bytes of {capacity}"));
+            for (used, capacity) in tier.space().filter(|(used, capacity)| used > capacity) {
+                self.oracle.wrong(format!("a disk of tier {at} has {used} bytes of {capacity}"));
             }
         }
     }

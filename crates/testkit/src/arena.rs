@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kvstrata_core::{Error, Layout, ObjectKey, Result};
-use kvstrata_l2::{PutItem, digest_of};
+use kvstrata_l2::{PutDigest, PutItem, digest_of};
 use kvstrata_mem::{Allocate, MemfdRegion, MmapRegion, Pool, ReadBuf, RegionOptions, Slab, UNIT, WriteBuf};
 
 use crate::payload;
@@ -71,7 +71,7 @@ impl Arena {
         let len = usize::try_from(layout.bytes())
             .map_err(|e| Error::invalid("make item", "the layout does not fit this machine").caused_by(e))?;
         let buf = self.filled(content, len)?;
-        let digest = Some(digest_of(key, layout.id(), &buf)?);
+        let digest = PutDigest::Is(digest_of(key, layout.id(), &buf)?);
         Ok(PutItem { key: key.clone(), layout: layout.clone(), digest, buf })
     }
 

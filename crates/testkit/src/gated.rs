@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 /// A test by its name. It gets what [`run`] opened.
 pub type Test<C> = (&'static str, fn(&C) -> Result<(), Failed>);
@@ -37,4 +37,35 @@ pub fn run<C: Sync + 'static>(
         Err(why) => Trial::test(format!("{name} (not here: {why})"), || Ok(())).with_ignored_flag(true),
     });
     libtest_mimic::run(&args, trials.collect()).exit_code()
+}
+
+/// Functions that panic where they fail, as trials. If `absent` says what they need and is not here, each is ignored with that
+/// reason.
+///
+/// ```
+/// use kvstrata_testkit::{gated, named};
+/// fn it_adds_up() {
+///     assert_eq!(1 + 1, 2);
+/// }
+/// let trials = gated::trials(None, &named![it_adds_up]);
+/// assert_eq!(trials[0].name(), "it_adds_up");
+/// ```
+pub fn trials(absent: Option<&str>, tests: &[(&'static str, fn())]) -> Vec<Trial> {
+    let trial = |&(name, test): &(&'static str, fn())| {
+        let absent = absent.map(str::to_owned);
+        Trial::ignorable_test(name, move || match absent {
+            Some(why) => Ok(Completion::ignored_with(why)),
+            None => match std::panic::catch_unwind(test) {
+                Ok(()) => Ok(Completion::Completed),
+                Err(_) => Err(Failed::from("it panicked; see above")),
+            },
+        })
+    };
+    tests.iter().map(trial).collect()
+}
+
+/// Functions with their names, for [`gated::trials`](crate::gated::trials).
+#[macro_export]
+macro_rules! named {
+    ($($name:ident)*) => { [$((stringify!($name), $name as fn())),*] };
 }

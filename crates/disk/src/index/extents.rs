@@ -166,21 +166,19 @@ impl Extents {
 
     /// Takes over what a start found, in the order of places: each must lie in a segment that is there and end before the
     /// next one begins.
-    pub(crate) fn fill(&mut self, found: impl Iterator<Item = (u64, u32, u32)>) {
-        let mut sorted = Vec::with_capacity(found.size_hint().0);
-        sorted.extend(found.map(|(at, units, slot)| (at, Taken { units, slot })));
+    pub(crate) fn fill(&mut self, found: Vec<(u64, u32, u32)>) {
         (self.free, self.holes) = (0, BTreeSet::new());
         let mut holes = Vec::new();
-        let mut all = sorted.iter().peekable();
+        let mut all = found.iter().peekable();
         for (number, units) in self.segments.iter().enumerate() {
             let start = number as u64 * self.segment;
             let end = start + u64::from(*units);
             let mut free_from = start + 1;
-            while let Some((at, taken)) = all.next_if(|(at, _)| *at < end) {
+            while let Some((at, units, _)) = all.next_if(|(at, ..)| *at < end) {
                 if *at > free_from {
                     holes.push(((*at - free_from) as u32, free_from));
                 }
-                free_from = at + u64::from(taken.units);
+                free_from = at + u64::from(*units);
             }
             if end > free_from {
                 holes.push(((end - free_from) as u32, free_from));
@@ -189,7 +187,7 @@ impl Extents {
         debug_assert!(all.next().is_none(), "an extent outside every segment");
         self.free = holes.iter().map(|(len, _)| u64::from(*len)).sum();
         self.holes = holes.into_iter().collect();
-        self.taken = sorted.into_iter().collect();
+        self.taken = found.into_iter().map(|(at, units, slot)| (at, Taken { units, slot })).collect();
     }
 }
 
@@ -252,7 +250,7 @@ mod tests {
             }
             let mut again = three();
             let all = e.taken.iter().map(|(at, t)| (*at, t.units, t.slot)).collect::<Vec<_>>();
-            again.fill(all.into_iter());
+            again.fill(all);
             check(&again);
             prop_assert_eq!((&again.holes, again.free), (&e.holes, e.free));
         }

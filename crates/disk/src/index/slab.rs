@@ -89,18 +89,41 @@ impl<W> Index<W> {
         let short = charge.saturating_sub(self.extents().free_units() * UNIT);
         let short = if self.is_crowded() { short.max(1) } else { short };
         if short > 0 {
-            let (victims, _) = self.evict(short, asker)?;
-            let leaving = victims.iter().map(|victim| {
-                // Nobody waits for what the lock was not given up for.
-                self.pass_on(victim.object.key.fingerprint());
-                self.leaves(&victim.object)
-            });
-            return Some(leaving.collect());
+            return self.evict_places(short, asker).map(|(leaving, _)| leaving);
         }
         let may = |slot: u32| self.may_go(slot, asker);
         let slots = self.extents.as_ref()?.in_the_way(units(charge), may)?;
         self.evicted += slots.len() as u64;
         Some(slots.into_iter().map(|slot| self.vacate(slot, Removal::Evicted)).collect())
+    }
+
+    /// Evicts so that there is room for each of these objects, of so many bytes and being written in that slot, in this order
+    /// and as far as the policy gives up enough. It may be scattered.
+    pub(crate) fn make_places(&mut self, objects: impl Iterator<Item = (u64, u32)>) -> Vec<Leaving> {
+        let mut leaving = Vec::new();
+        let mut free = self.extents().free_units() * UNIT;
+        let mut more = self.most.saturating_sub(self.placed);
+        for (charge, slot) in objects {
+            let short = charge.saturating_sub(free).max(u64::from(more == 0));
+            if short > 0 {
+                let Some((gone, freed)) = self.evict_places(short, Asker::Writes(slot)) else { break };
+                (free, more) = (free + freed, more + gone.len() as u64);
+                leaving.extend(gone);
+            }
+            (free, more) = (free - charge, more - 1);
+        }
+        leaving
+    }
+
+    /// Evicts at least so many bytes by what the policy says, if there are enough; and how many there were.
+    fn evict_places(&mut self, bytes: u64, asker: Asker) -> Option<(Vec<Leaving>, u64)> {
+        let (victims, freed) = self.evict(bytes, asker)?;
+        let leaving = victims.iter().map(|victim| {
+            // Nobody waits for what the lock was not given up for.
+            self.pass_on(victim.object.key.fingerprint());
+            self.leaves(&victim.object)
+        });
+        Some((leaving.collect(), freed))
     }
 
     /// Whether an object that lies in the way may go, and if so when it was used. Of a policy that keeps tenants apart, only
@@ -163,7 +186,7 @@ impl<W> Index<W> {
             }
             Record::Remove { fingerprint, generation } => {
                 let print = u128::from_le_bytes(*fingerprint.first_chunk().expect("32 bytes"));
-                let there = self.by_print.get(&print).copied();
+                let there = self.slot_by_print(print);
                 let same = |slot: &u32| {
                     let object = &self.at(*slot).object;
                     object.generation == generation && *object.key.fingerprint256() == fingerprint
@@ -182,7 +205,7 @@ impl<W> Index<W> {
         holds: impl Fn(u64, u64) -> bool,
         believes: impl Fn(&Object) -> bool,
     ) -> u64 {
-        let mut places = Vec::with_capacity(self.len());
+        let mut places: Vec<(u64, u32, u32)> = Vec::with_capacity(self.len());
         let mut forgotten = Vec::new();
         self.each_in_log(0, usize::MAX / 2, |slot, object| {
             if object.place.path == 0 && holds(object.place.at, object.charge) && believes(object) {
@@ -192,27 +215,38 @@ impl<W> Index<W> {
             }
         });
         places.sort_unstable();
-        let mut kept: Vec<(u64, u32, u32)> = Vec::with_capacity(places.len());
-        for place in places {
-            let overlaps = |last: &(u64, u32, u32)| last.0 + u64::from(last.1) > place.0;
+        // Those that stay move to the front.
+        let mut kept = 0;
+        for next in 0..places.len() {
+            let place = places[next];
             let generation = |slot: u32| self.at(slot).object.generation;
             let mut loses = false;
-            while let Some(last) = kept.last().copied().filter(overlaps) {
+            while kept > 0 {
+                let last = places[kept - 1];
+                if last.0 + u64::from(last.1) <= place.0 {
+                    break;
+                }
                 if generation(last.2) > generation(place.2) {
                     loses = true;
                     break;
                 }
                 forgotten.push(last.2);
-                kept.pop();
+                kept -= 1;
             }
-            if loses { forgotten.push(place.2) } else { kept.push(place) }
+            if loses {
+                forgotten.push(place.2);
+            } else {
+                places[kept] = place;
+                kept += 1;
+            }
         }
+        places.truncate(kept);
         let n = forgotten.len() as u64;
         for slot in forgotten {
             self.used -= self.detach(slot, Removal::Deleted).charge;
         }
-        self.placed = kept.len() as u64;
-        self.extents().fill(kept.into_iter());
+        self.placed = places.len() as u64;
+        self.extents().fill(places);
         n
     }
 }

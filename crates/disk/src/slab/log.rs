@@ -84,23 +84,13 @@ impl<D: Disk> Writer<D> {
         Self { file, epoch, at, next, records, snapshot: true, torn: false, scopes: HashMap::new() }
     }
 
-    /// Begins the log of the next epoch. The one before stays until there is a snapshot.
-    fn begin(&mut self, disk: &D, slab: &Slab<D>) -> io::Result<()> {
+    /// Goes on in the log of the next epoch, which was [made](make_log). The one before stays until there is a snapshot.
+    ///
+    /// The head is on the device with the first record that has to be, or before the snapshot is.
+    fn begin(&mut self, disk: &D, slab: &Slab<D>, file: D::File) -> io::Result<()> {
         let epoch = self.epoch + 1;
-        let path = slab.dir.join(log_name(epoch));
-        let make = || {
-            match disk.unlink(&path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
-            let file = disk.open(&path, Open { write: true, create_new: true, ..Open::default() })?;
-            set_aside(disk, &file, slab.geometry.log)?;
-            disk.write_all_at(&file, 0, &log_head(slab.store_id, epoch, self.next))?;
-            disk.sync_file(&file)?;
-            disk.sync_dir(&slab.dir)?;
-            Ok(file)
-        };
-        let file = make().inspect_err(|_| drop(disk.unlink(&path)))?;
+        disk.write_all_at(&file, 0, &log_head(slab.store_id, epoch, self.next))
+            .inspect_err(|_| drop(disk.unlink(&slab.dir.join(log_name(epoch)))))?;
         *self = Self::after(Some(Arc::new(file)), epoch, SLOT as u64, self.next, 0);
         self.snapshot = false;
         Ok(())
@@ -188,6 +178,23 @@ impl<D: Disk> Writer<D> {
         }
         written
     }
+}
+
+/// An empty log that is there after a loss of power, too. Waits for the device: nobody is to wait for this one.
+fn make_log<D: Disk>(disk: &D, slab: &Slab<D>, epoch: u64) -> io::Result<D::File> {
+    let path = slab.dir.join(log_name(epoch));
+    let make = || {
+        match disk.unlink(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let file = disk.open(&path, Open { write: true, create_new: true, ..Open::default() })?;
+        set_aside(disk, &file, slab.geometry.log)?;
+        disk.sync_file(&file)?;
+        disk.sync_dir(&slab.dir)?;
+        Ok(file)
+    };
+    make().inspect_err(|_| drop(disk.unlink(&path)))
 }
 
 /// The same error for one more of those who wait.
@@ -328,14 +335,20 @@ impl<D: Disk> Store<D> {
     pub(crate) fn compact(self: &Arc<Self>, full: Option<u64>) -> io::Result<()> {
         let slab = self.slab.as_ref().expect("a store of segments");
         let _alone = slab.compacting.lock();
-        let (file, epoch, first) = {
-            let mut writer = slab.writer.lock();
+        let next = {
+            let writer = slab.writer.lock();
             if full.is_some_and(|epoch| epoch != writer.epoch) && writer.snapshot {
                 return Ok(());
             }
             // A log whose snapshot could not be written is not followed by one more.
-            if writer.file.is_none() || writer.snapshot {
-                writer.begin(&*self.disk, slab)?;
+            (writer.file.is_none() || writer.snapshot).then_some(writer.epoch + 1)
+        };
+        // Records go on into the log before meanwhile.
+        let made = next.map(|epoch| make_log(&*self.disk, slab, epoch)).transpose()?;
+        let (file, epoch, first) = {
+            let mut writer = slab.writer.lock();
+            if let Some(file) = made {
+                writer.begin(&*self.disk, slab, file)?;
             }
             let first = writer.next - writer.records;
             (Arc::clone(writer.file.as_ref().expect("it was begun")), writer.epoch, first)

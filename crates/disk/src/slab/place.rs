@@ -116,6 +116,58 @@ impl<D: Disk> Store<D> {
         Err(full("the store is full and nothing can be evicted").with("used", self.usage().used))
     }
 
+    /// Sets the bytes of several objects aside, in this order, evicting what has to go: with one write of the log for all
+    /// of them in a store of segments. What came of each. Blocks.
+    pub fn reserve_all(self: &Arc<Self>, claims: &mut [&mut Claim<D>]) -> Vec<Result<()>> {
+        if let Some(slab) = &self.slab {
+            let mut fit: Vec<_> =
+                claims.iter_mut().filter(|c| c.charge <= slab.geometry.largest()).map(|c| &mut **c).collect();
+            // Whoever has no room after this says why, or makes it for itself.
+            drop(self.make_room_for_all(&mut fit));
+        }
+        claims.iter_mut().map(|claim| claim.reserve()).collect()
+    }
+
+    fn make_room_for_all(self: &Arc<Self>, claims: &mut [&mut Claim<D>]) -> io::Result<()> {
+        let slab = self.slab.as_ref().expect("a store of segments");
+        if self.place_all(claims) {
+            return Ok(());
+        }
+        if slab.frees_places() {
+            self.commit()?;
+        }
+        loop {
+            let segments = self.index.lock().extents().segments();
+            if self.place_all(claims) {
+                return Ok(());
+            }
+            if !self.grow(segments)? {
+                break;
+            }
+        }
+        let lacking = claims.iter().filter(|claim| claim.place.is_none());
+        let lacking = lacking.map(|claim| (claim.charge, claim.slot.expect("not yet published")));
+        let leaving = self.index.lock().make_places(lacking);
+        self.changes.fetch_add(leaving.len() as u64, Ordering::Relaxed);
+        leaving.into_iter().for_each(|gone| slab.push(gone.into()));
+        self.commit()?;
+        self.place_all(claims);
+        Ok(())
+    }
+
+    /// Gives each its place, as far as there are places; whether all have one.
+    fn place_all(&self, claims: &mut [&mut Claim<D>]) -> bool {
+        let mut index = self.index.lock();
+        for claim in claims.iter_mut().filter(|claim| claim.place.is_none()) {
+            let slot = claim.slot.expect("not yet published");
+            claim.place = index.place(claim.charge, slot, claim.generation);
+            if claim.place.is_none() {
+                return false;
+            }
+        }
+        true
+    }
+
     /// The object in a slot is not found any more, because it is bad or not wanted; nobody waits for its place.
     pub(crate) fn forget(&self, gone: Leaving) {
         self.changes.fetch_add(1, Ordering::Relaxed);

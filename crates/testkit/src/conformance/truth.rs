@@ -50,7 +50,7 @@ pub(super) async fn l2_2_replaced_by_another_digest(setup: Setup) -> Outcome {
     let rig = setup.rig().await?;
     rig.write(0..2, 5000).await;
     let other = rig.arena.item(&rig.key(0), &rig.key(77), &opaque(5000)).expect("an item");
-    let digest = other.digest;
+    let digest = other.digest.known();
     let answers = rig.put_items(vec![other], rig.far()).await;
     assert_eq!(answers[0].as_ref().expect("a put"), &Stored::Written);
     assert!(rig.is_right(0, 77, 5000, rig.get([0], 5000).await.remove(0)), "a miss");
