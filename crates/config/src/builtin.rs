@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::adapters::AdapterSettings;
-use crate::registry::{AdapterFactory, BuildContext, DecoratorFactory, Registry};
+use crate::registry::{AdapterFactory, BuildContext, DecoratorFactory, MemoryNeed, Registry};
 use crate::size::ByteSize;
 use crate::warning::Warning;
 
@@ -106,6 +106,10 @@ impl AdapterFactory for MockFactory {
 
     fn check(&self, settings: &AdapterSettings) -> Result<Vec<Warning>> {
         Self::config(settings, "mock").map(|_| Vec::new())
+    }
+
+    fn memory(&self, _: &AdapterSettings) -> MemoryNeed {
+        MemoryNeed::Any
     }
 
     fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {

@@ -10,7 +10,9 @@ use kvstrata_l2::{Adapter, LimitOptions};
 use kvstrata_l2_paths::{Member, OpenPath, Paths, PathsOptions};
 use kvstrata_policy::{Place, Sharding};
 
+use crate::adapters::AdapterSettings;
 use crate::registry::BuildContext;
+use crate::warning::Warning;
 
 const OP: &str = "open paths";
 
@@ -23,6 +25,35 @@ pub(crate) struct Directory {
     pub(crate) place: Place,
     pub(crate) path: PathBuf,
     pub(crate) open: Open,
+}
+
+/// What an adapter's settings say of one of its directories.
+pub(crate) trait DirectorySettings {
+    fn directory(&self) -> &Path;
+    fn capacity(&self) -> Result<Option<u64>>;
+    fn without_effect(&self) -> Vec<(&'static str, &'static str)>;
+}
+
+/// Where the stores are. What does not read is refused by the check.
+pub(crate) fn paths<C: DirectorySettings>(each: Result<Vec<(Place, C)>>) -> Vec<PathBuf> {
+    each.unwrap_or_default().into_iter().map(|(_, settings)| settings.directory().to_owned()).collect()
+}
+
+/// What of the settings is not what it looks like.
+pub(crate) fn check<C: DirectorySettings>(
+    each: &[(Place, C)],
+    given: &AdapterSettings,
+) -> Result<Vec<Warning>> {
+    let mut said = Vec::new();
+    for (place, settings) in each {
+        let origin = format!("adapter at {}", place.name);
+        let idle = settings.without_effect().into_iter();
+        said.extend(idle.map(|(key, why)| Warning::no_effect(key, &origin, why)));
+        if given.keys().contains_key("max_capacity_gb") && settings.capacity()?.is_none() {
+            said.push(Warning::new("max_capacity_gb", &origin, "is 0, which is no limit, as in LMCache"));
+        }
+    }
+    Ok(said)
 }
 
 /// The directories as one adapter of this name.

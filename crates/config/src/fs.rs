@@ -1,6 +1,6 @@
 //! Local disks: the `fs` adapter, over one directory or several.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kvstrata_core::Result;
@@ -11,8 +11,8 @@ use kvstrata_policy::{Place, Sharding};
 
 use crate::adapters::AdapterSettings;
 use crate::builtin::{read, sizes_in_gib};
-use crate::directories;
-use crate::registry::{AdapterFactory, BuildContext, own_keys};
+use crate::directories::{self, DirectorySettings};
+use crate::registry::{AdapterFactory, BuildContext, MemoryNeed, own_keys};
 use crate::several::{self, Several};
 use crate::warning::Warning;
 
@@ -34,7 +34,7 @@ impl FsFactory {
             let config: FsConfig = read(settings, Some(name))?;
             config.validate().map(|()| config)
         };
-        let Some(several) = several::read(settings.keys())? else {
+        let Some(several) = several::read(settings.keys(), Sharding::ByKey)? else {
             let mut keys = settings.keys().clone();
             keys.remove("path_sharding");
             let config = one(&keys.into())?;
@@ -45,6 +45,20 @@ impl FsFactory {
         let each = each.into_iter().map(|(place, settings)| Ok((place, one(&settings)?)));
         let each = each.collect::<Result<_>>()?;
         Ok((Some(several), each))
+    }
+}
+
+impl DirectorySettings for FsConfig {
+    fn directory(&self) -> &Path {
+        &self.base_path
+    }
+
+    fn capacity(&self) -> Result<Option<u64>> {
+        self.capacity()
+    }
+
+    fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
+        self.without_effect()
     }
 }
 
@@ -77,24 +91,16 @@ impl AdapterFactory for FsFactory {
     }
 
     fn paths(&self, settings: &AdapterSettings) -> Vec<PathBuf> {
-        // What does not read is refused by the check.
-        let each = Self::config(settings, "fs").map(|(_, each)| each).unwrap_or_default();
-        each.into_iter().map(|(_, config)| config.base_path).collect()
+        directories::paths(Self::config(settings, "fs").map(|(_, each)| each))
     }
 
     fn check(&self, settings: &AdapterSettings) -> Result<Vec<Warning>> {
         // The name plays no part in what may be wrong.
-        let (_, each) = Self::config(settings, "fs")?;
-        let mut said = Vec::new();
-        for (place, config) in &each {
-            let origin = format!("adapter at {}", place.name);
-            let idle = config.without_effect().into_iter();
-            said.extend(idle.map(|(key, why)| Warning::no_effect(key, &origin, why)));
-            if settings.keys().contains_key("max_capacity_gb") && config.capacity()?.is_none() {
-                said.push(Warning::new("max_capacity_gb", &origin, "is 0, which is no limit, as in LMCache"));
-            }
-        }
-        Ok(said)
+        directories::check(&Self::config(settings, "fs")?.1, settings)
+    }
+
+    fn memory(&self, _: &AdapterSettings) -> MemoryNeed {
+        MemoryNeed::Any
     }
 
     fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
@@ -126,6 +132,6 @@ pub type FsPaths = (Sharding, Vec<(Place, AdapterSettings)>);
 /// `Invalid` with the key and what would be accepted.
 pub fn fs_paths(settings: &AdapterSettings) -> Result<Option<FsPaths>> {
     let settings = sizes_in_gib(&own_keys(FsFactory.keys(), settings), &["default_quota_gb"], &["quotas"])?;
-    let Some(several) = several::read(settings.keys())? else { return Ok(None) };
+    let Some(several) = several::read(settings.keys(), Sharding::ByKey)? else { return Ok(None) };
     Ok(Some((several.sharding, several.each(&settings, &GIB, &["quotas"], "base_path"))))
 }

@@ -1,7 +1,7 @@
 //! GPU memory to local disks: the `gds` adapter.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use kvstrata_core::{Error, Result};
 use kvstrata_disk::Writer;
@@ -9,17 +9,22 @@ use kvstrata_l2::Adapter;
 use kvstrata_l2_gds::{
     GdsConfig, GdsContext, GdsStore, Orders, PROBE_PROGRAM, Prober, Search, cuda, os_disk,
 };
-use kvstrata_policy::Place;
+use kvstrata_policy::{Place, Sharding};
+use serde_json::Value;
 
 use crate::adapters::AdapterSettings;
 use crate::builtin::{read, sizes_in_gib};
-use crate::directories;
-use crate::registry::{AdapterFactory, BuildContext};
+use crate::directories::{self, DirectorySettings};
+use crate::registry::{AdapterFactory, BuildContext, MemoryNeed};
 use crate::several::{self, Several};
 use crate::warning::Warning;
 
 /// The first argument that makes the `kvstrata` command the probe.
 pub const PROBE_COMMAND: &str = "gds-probe";
+
+/// The adapter's own, and what is about several of them.
+static KEYS: LazyLock<Vec<&'static str>> =
+    LazyLock::new(|| GdsConfig::KEYS.iter().copied().chain(["gds_path_sharding"]).collect());
 
 #[derive(Debug)]
 pub(crate) struct GdsFactory;
@@ -32,13 +37,17 @@ impl GdsFactory {
     fn config(settings: &AdapterSettings, name: &str) -> Result<(Option<Several>, Vec<Directory>)> {
         let settings = sizes_in_gib(settings, &["default_quota_gb"], &["quotas"])?;
         let mut keys = settings.keys().clone();
-        let sharding = keys.remove("gds_path_sharding").unwrap_or_else(|| LMCACHES_RULE.into());
+        let sharding = keys.remove("gds_path_sharding").unwrap_or_default();
         let list = keys.remove("gds_path").unwrap_or_else(|| "".into());
-        let named = |e: Error| e.with("gds_path", &list).with("gds_path_sharding", &sharding);
+        let named = |e: Error| match &sharding {
+            Value::Null => e.with("gds_path", &list),
+            how => e.with("gds_path", &list).with("gds_path_sharding", how),
+        };
         // Read under the names that other adapters have for them.
         let theirs = [("paths".to_owned(), list.clone()), ("path_sharding".to_owned(), sharding.clone())];
         let theirs = serde_json::Map::from_iter(theirs);
-        let several = several::read(&theirs).map_err(named)?.expect("it has paths");
+        // LMCache's rule unless it is said.
+        let several = several::read(&theirs, Sharding::ByGpu).map_err(named)?.expect("it has paths");
         let each =
             several.each(&keys.into(), &["max_capacity_gb", "default_quota_gb"], &["quotas"], "gds_path");
         let each = each.into_iter().map(|(place, settings)| {
@@ -49,9 +58,6 @@ impl GdsFactory {
         Ok((Some(several).filter(|several| several.paths.len() > 1), each))
     }
 }
-
-/// How a path is chosen unless it is said.
-const LMCACHES_RULE: &str = "by_gpu";
 
 /// The program that tries cuFile: the one that is named, the one beside this program, or this program if it is `kvstrata`.
 fn prober(config: &GdsConfig, me: Option<&Path>, library: Option<PathBuf>) -> Prober {
@@ -89,54 +95,40 @@ fn here(config: &GdsConfig) -> Prober {
     prober(config, me.as_deref(), std::env::var_os("KV_CUFILE_LIB").map(PathBuf::from))
 }
 
+impl DirectorySettings for GdsConfig {
+    fn directory(&self) -> &Path {
+        &self.gds_path
+    }
+
+    fn capacity(&self) -> Result<Option<u64>> {
+        self.capacity()
+    }
+
+    fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
+        self.without_effect()
+    }
+}
+
 impl AdapterFactory for GdsFactory {
     fn names(&self) -> &'static [&'static str] {
         &["gds"]
     }
 
     fn keys(&self) -> &'static [&'static str] {
-        &[
-            "gds_path",
-            "gds_path_sharding",
-            "gds_buffer_size",
-            "use_gds",
-            "gds_way",
-            "gds_backend",
-            "use_direct_io",
-            "disk_io_threads",
-            "gds_io_threads",
-            "max_alloc_attempts",
-            "allocation_attempt_delay_secs",
-            "max_capacity_gb",
-            "eviction_policy",
-            "quotas",
-            "default_quota_gb",
-            "allow_host",
-            "cufile_library",
-            "gds_probe",
-            "gds_probe_secs",
-        ]
+        &KEYS
     }
 
     fn paths(&self, settings: &AdapterSettings) -> Vec<PathBuf> {
-        // What does not read is refused by the check.
-        let each = Self::config(settings, "gds").map(|(_, each)| each).unwrap_or_default();
-        each.into_iter().map(|(_, config)| config.gds_path).collect()
+        directories::paths(Self::config(settings, "gds").map(|(_, each)| each))
     }
 
     fn check(&self, settings: &AdapterSettings) -> Result<Vec<Warning>> {
         // The name plays no part in what may be wrong.
-        let (_, each) = Self::config(settings, "gds")?;
-        let mut said = Vec::new();
-        for (place, config) in &each {
-            let origin = format!("adapter at {}", place.name);
-            let idle = config.without_effect().into_iter();
-            said.extend(idle.map(|(key, why)| Warning::no_effect(key, &origin, why)));
-            if settings.keys().contains_key("max_capacity_gb") && config.capacity()?.is_none() {
-                said.push(Warning::new("max_capacity_gb", &origin, "is 0, which is no limit, as in LMCache"));
-            }
-        }
-        Ok(said)
+        directories::check(&Self::config(settings, "gds")?.1, settings)
+    }
+
+    fn memory(&self, _: &AdapterSettings) -> MemoryNeed {
+        MemoryNeed::Any
     }
 
     fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
@@ -169,7 +161,7 @@ impl AdapterFactory for GdsFactory {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -183,10 +175,12 @@ mod tests {
         let (several, one) = config(json!({"gds_path": " /a ,,", "gds_path_sharding": "by_gpu"})).unwrap();
         assert_eq!((several, one[0].1.gds_path.as_path(), one.len()), (None, Path::new("/a"), 1));
         let (several, two) = config(json!({"gds_path": "/a, /b,", "max_capacity_gb": 3.0})).unwrap();
-        assert_eq!(several.unwrap().sharding, kvstrata_policy::Sharding::ByGpu, "LMCache's rule unless said");
+        assert_eq!(several.unwrap().sharding, Sharding::ByGpu, "LMCache's rule unless said");
         assert_eq!((two[1].1.gds_path.as_path(), two[1].1.max_capacity_gb), (Path::new("/b"), 1.5));
         let (several, _) = config(json!({"gds_path": "/a,/b", "gds_path_sharding": "by_key"})).unwrap();
-        assert_eq!(several.unwrap().sharding, kvstrata_policy::Sharding::ByKey);
+        assert_eq!(several.unwrap().sharding, Sharding::ByKey);
+        let (several, _) = config(json!({"gds_path": [{"path": "/a", "device": 1}, "/b"]})).unwrap();
+        assert_eq!(several.unwrap().sharding, Sharding::Map, "devices are named");
         for (json, says) in [
             (json!({"gds_path": " , "}), "gds_path"),
             (json!({}), "gds_path"),
@@ -201,10 +195,16 @@ mod tests {
     }
 
     #[test]
-    fn every_key_of_the_settings_is_offered() {
-        for key in GdsConfig::KEYS {
-            assert!(GdsFactory.keys().contains(key), "{key}");
+    fn what_the_page_shows_is_accepted() {
+        let page = include_str!("../../../docs/gds.md");
+        let shown: Vec<_> =
+            page.split("```json").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+        for json in &shown {
+            let mut keys: serde_json::Map<String, Value> = serde_json::from_str(json).unwrap();
+            assert_eq!(keys.remove("type"), Some("gds".into()));
+            GdsFactory::config(&keys.into(), "gds").unwrap_or_else(|e| panic!("{json}: {e}"));
         }
+        assert_eq!(shown.len(), 3);
     }
 
     #[test]

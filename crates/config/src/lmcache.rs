@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::adapters::{AdapterSettings, LMCACHE};
 use crate::builtin::read;
-use crate::registry::{AdapterFactory, BuildContext};
+use crate::registry::{AdapterFactory, BuildContext, MemoryNeed};
 use crate::warning::Warning;
 
 /// The directory under `base_path`.
@@ -44,6 +44,10 @@ impl AdapterFactory for LmcacheFsFactory {
 
     fn check(&self, settings: &AdapterSettings) -> Result<Vec<Warning>> {
         Self::config(settings, LMCACHE[0]).map(|_| Vec::new())
+    }
+
+    fn memory(&self, _: &AdapterSettings) -> MemoryNeed {
+        MemoryNeed::Any
     }
 
     fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
@@ -91,6 +95,10 @@ impl AdapterFactory for LmcacheGdsFactory {
         let origin = format!("adapter at {}", config.base_path.display());
         let unlimited = "stores to a directory that has no limit and from which nothing is evicted";
         Ok(config.writable.then(|| Warning::new("writable", &origin, unlimited)).into_iter().collect())
+    }
+
+    fn memory(&self, _: &AdapterSettings) -> MemoryNeed {
+        MemoryNeed::Any
     }
 
     fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {

@@ -83,11 +83,8 @@ pub trait AdapterFactory: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// As [`check`](Self::check), and whatever keeps it from opening.
     fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter>;
-    /// The memory that L1 must have for it. Nothing goes around a factory, so nothing can forget to pass this on.
-    fn memory(&self, settings: &AdapterSettings) -> MemoryNeed {
-        let _ = settings;
-        MemoryNeed::Any
-    }
+    /// The memory that L1 must have for it.
+    fn memory(&self, settings: &AdapterSettings) -> MemoryNeed;
 }
 
 /// Puts something around the adapter that the settings describe under `inner`, whatever its type. The registry reads and

@@ -2,7 +2,7 @@
 //!
 //! `paths` is a text of paths separated by commas, or a list of paths and of objects with `path` and perhaps `weight`,
 //! `max_capacity_gb`, `device` or `devices`. `path_sharding` says how one is chosen: `by_gpu`, `by_uuid`, `map` or `by_key`;
-//! unless set, `map` if a device is named and `by_key` else. What is said of the adapter's whole capacity is split by weight.
+//! unless set, `map` if a device is named, and the adapter's own rule else. What is said of the adapter's whole capacity is split by weight.
 
 use kvstrata_core::{Error, Result};
 use kvstrata_policy::{Device, Place, Sharding, path_list};
@@ -42,8 +42,9 @@ pub(crate) fn has_several(keys: &Map<String, Value>) -> bool {
     })
 }
 
-/// What the settings say of several paths; `None` if they have none of the keys.
-pub(crate) fn read(keys: &Map<String, Value>) -> Result<Option<Several>> {
+/// What the settings say of several paths; `None` if they have none of the keys. `rule` is how one is chosen unless it is
+/// said or a device is named.
+pub(crate) fn read(keys: &Map<String, Value>, rule: Sharding) -> Result<Option<Several>> {
     let bad = |key: &'static str, m: String| Error::invalid(OP, m).with("key", key);
     let given = keys.get("path_sharding").filter(|v| !v.is_null());
     let Some(list) = keys.get("paths").filter(|v| !v.is_null()) else {
@@ -76,7 +77,7 @@ pub(crate) fn read(keys: &Map<String, Value>) -> Result<Option<Several>> {
     let sharding = match given {
         Some(value) => sharding(value)?,
         None if named => Sharding::Map,
-        None => Sharding::ByKey,
+        None => rule,
     };
     if (sharding == Sharding::Map) != named {
         let m = "with map, and with no other, paths name the devices that write to them (device, devices)";
@@ -179,7 +180,7 @@ mod tests {
     use super::*;
 
     fn several(value: Value) -> Result<Option<Several>, String> {
-        read(value.as_object().unwrap()).map_err(|e| e.to_string())
+        read(value.as_object().unwrap(), Sharding::ByKey).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -235,7 +236,7 @@ mod tests {
         let settings = json!({"type": "fs", "paths": [{"path": "/a", "weight": 1}, {"path": "/b", "weight": 3}, {"path": "/c", "weight": 4, "max_capacity_gb": 9}],
             "max_capacity_gb": 16.0, "quotas": {"t": 8.0}});
         let settings = AdapterSettings::from(settings.as_object().unwrap().clone());
-        let each = read(settings.keys()).unwrap().unwrap().each(
+        let each = read(settings.keys(), Sharding::ByKey).unwrap().unwrap().each(
             &settings,
             &["max_capacity_gb"],
             &["quotas"],

@@ -205,6 +205,9 @@ impl AdapterFactory for Foreign {
     fn check(&self, _: &AdapterSettings) -> Result<Vec<Warning>> {
         Ok(Vec::new())
     }
+    fn memory(&self, _: &AdapterSettings) -> kvstrata_config::MemoryNeed {
+        kvstrata_config::MemoryNeed::Any
+    }
     fn build(&self, name: &str, settings: &AdapterSettings, cx: &BuildContext) -> Result<Adapter> {
         assert_eq!(settings.keys().keys().collect::<Vec<_>>(), ["gb", "type"], "no nulls, no common keys");
         let config =

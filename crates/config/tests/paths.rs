@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use kvstrata_config::{BuildContext, Components, Machine, Registry, Resolved, Sources};
 use kvstrata_core::{Affinity, ChunkHash, Instant, KeyScope, KvRank, Layout, ObjectKey};
-use kvstrata_l2::{Adapter, Answer, Get, GetItem, GetSink, Keys, Probe, Put, PutItem, PutSink, Stored};
+use kvstrata_l2::{
+    Adapter, Answer, Get, GetItem, GetSink, Keys, Probe, Put, PutDigest, PutItem, PutSink, Stored,
+};
 use kvstrata_mem::Allocate;
 
 const LEN: usize = 8192;
@@ -79,7 +81,7 @@ impl Opened {
         let mut buf = self.components.cache.reserve(LEN, 4096).unwrap();
         buf.write_at(0, &[n as u8; LEN]).unwrap();
         let layout = Layout::opaque(LEN as u64).unwrap();
-        let items = vec![PutItem { key: key(n), layout, digest: None, buf: buf.seal(LEN) }];
+        let items = vec![PutItem { key: key(n), layout, digest: PutDigest::None, buf: buf.seal(LEN) }];
         let told = Arc::new(Mutex::new(None));
         let to = Arc::clone(&told);
         let sink = PutSink::new(1, Arc::new(move |_: usize, answer| *to.lock().unwrap() = Some(answer)));

@@ -4,16 +4,13 @@
 //! an event that its streams can wait for. A process cannot open its own.
 
 use core::ffi::c_char;
-use std::fmt;
-use std::os::fd::BorrowedFd;
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{CUdeviceptr, CUevent, CUipcEventHandle, CUipcMemHandle};
 use kvstrata_core::{Error, Result};
-use kvstrata_mem::{Region, RegionId, RegionKind, UNIT};
+use kvstrata_mem::{Region, UNIT};
 
-use crate::region::address;
+use crate::region::{DriverRegion, Origin, address};
 use crate::{Device, DeviceRegion, Event};
 
 /// A [`DeviceRegion`] for another process. Plain bytes: any channel will do.
@@ -42,10 +39,10 @@ impl DeviceRegion {
         let mut handle = CUipcMemHandle { reserved: [0; 64] };
         let api = self.device().api();
         // SAFETY: the place outlives the call, and the allocation the value.
-        api.check(OP, unsafe { (api.ipc_mem_export)(&raw mut handle, self.allocation()) })?;
+        api.check(OP, unsafe { (api.ipc_mem_export)(&raw mut handle, self.raw()) })?;
         Ok(MemHandle {
             handle: handle.reserved.map(c_char::cast_unsigned),
-            offset: self.base().addr().get() as u64 - self.allocation(),
+            offset: self.base().addr().get() as u64 - self.raw(),
             len: self.len() as u64,
         })
     }
@@ -84,18 +81,11 @@ impl Device {
 }
 
 /// Memory of a device that another process allocated.
-pub struct ImportedRegion {
-    id: RegionId,
-    mapping: CUdeviceptr,
-    base: NonNull<u8>,
-    len: usize,
-    device: Arc<Device>,
-}
+pub type ImportedRegion = DriverRegion<Imported>;
 
-// SAFETY: an address that is never read through here.
-unsafe impl Send for ImportedRegion {}
-// SAFETY: as above.
-unsafe impl Sync for ImportedRegion {}
+/// What an [`ImportedRegion`] is.
+#[derive(Debug)]
+pub enum Imported {}
 
 impl ImportedRegion {
     /// Opens another process's memory.
@@ -133,40 +123,6 @@ impl ImportedRegion {
             return Err(close(Error::invalid(OP, message).with("offset", handle.offset)));
         }
         let len = handle.len as usize;
-        Ok(Arc::new(Self { id: RegionId::unique(), mapping, base, len, device: Arc::clone(device) }))
-    }
-}
-
-impl Drop for ImportedRegion {
-    fn drop(&mut self) {
-        if let Ok(_current) = self.device.enter("close GPU memory of another process") {
-            // SAFETY: opened by `open`, and closed once.
-            let _ = unsafe { (self.device.api().ipc_mem_close)(self.mapping) };
-        }
-    }
-}
-
-// SAFETY: the driver maps the range for as long as the value lives; whoever exported it keeps it, and zeroed it at first.
-unsafe impl Region for ImportedRegion {
-    fn id(&self) -> RegionId {
-        self.id
-    }
-    fn base(&self) -> NonNull<u8> {
-        self.base
-    }
-    fn len(&self) -> usize {
-        self.len
-    }
-    fn kind(&self) -> RegionKind {
-        RegionKind::Device
-    }
-    fn shared_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-}
-
-impl fmt::Debug for ImportedRegion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ImportedRegion({} bytes on {})", self.len, self.device.uuid())
+        Ok(Arc::new(Self::over(device, Origin::Imported, mapping, base, len)))
     }
 }

@@ -53,6 +53,6 @@ mod stream;
 pub use copy::Transfer;
 pub use device::{Cuda, Current, Device, PciAddress, Uuid};
 pub use event::{Event, EventUse};
-pub use region::{DeviceRegion, PinnedRegion};
+pub use region::{DeviceRegion, DriverRegion, OnDevice, Pinned, PinnedRegion};
 pub use registered::{HostRegistration, HostRegistrations};
 pub use stream::{RawStream, Stream};

@@ -2,6 +2,7 @@
 
 use core::ffi::c_void;
 use std::fmt;
+use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -32,19 +33,110 @@ pub(crate) fn address(op: &'static str, raw: CUdeviceptr) -> Result<NonNull<u8>>
     })
 }
 
-/// Host memory that the driver allocated and pinned: the copy engine of every device reaches it at full speed. Not
-/// write-combined, so the CPU reads it at full speed too.
-pub struct PinnedRegion {
+/// Where a region is from, and so how it is given back.
+#[derive(Clone, Copy)]
+pub(crate) enum Origin {
+    Pinned,
+    Allocated,
+    Imported,
+}
+
+/// A range that the driver allocated or mapped, and takes back when the value goes. `K` tells a [`PinnedRegion`], a
+/// [`DeviceRegion`] and an [`ImportedRegion`](crate::ipc::ImportedRegion) apart.
+pub struct DriverRegion<K> {
     id: RegionId,
+    origin: Origin,
+    /// What the driver knows it by; `base` is the first multiple of 4 KiB in it.
+    raw: CUdeviceptr,
     base: NonNull<u8>,
     len: usize,
     device: Arc<Device>,
+    kind: PhantomData<fn() -> K>,
 }
 
 // SAFETY: the memory is owned by the value and reached only through `Region`, whose users synchronise.
-unsafe impl Send for PinnedRegion {}
+unsafe impl<K> Send for DriverRegion<K> {}
 // SAFETY: as above.
-unsafe impl Sync for PinnedRegion {}
+unsafe impl<K> Sync for DriverRegion<K> {}
+
+impl<K> DriverRegion<K> {
+    /// Of a range that the driver gave or mapped, and that nobody else gives back.
+    pub(crate) fn over(
+        device: &Arc<Device>,
+        origin: Origin,
+        raw: CUdeviceptr,
+        base: NonNull<u8>,
+        len: usize,
+    ) -> Self {
+        Self { id: RegionId::unique(), origin, raw, base, len, device: Arc::clone(device), kind: PhantomData }
+    }
+
+    /// The device it is on, or was allocated with.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    pub(crate) fn raw(&self) -> CUdeviceptr {
+        self.raw
+    }
+}
+
+impl<K> Drop for DriverRegion<K> {
+    fn drop(&mut self) {
+        let api = self.device.api();
+        // At the end of the process the driver may be gone before.
+        let Ok(_current) = self.device.enter("give memory back to the driver") else { return };
+        let _ = match self.origin {
+            // SAFETY: allocated by `PinnedRegion::new`, and freed once.
+            Origin::Pinned => unsafe { (api.host_free)(self.base.as_ptr().cast::<c_void>()) },
+            // SAFETY: allocated by `DeviceRegion::new`, and freed once.
+            Origin::Allocated => unsafe { (api.mem_free)(self.raw) },
+            // SAFETY: opened by `ImportedRegion::open`, and closed once.
+            Origin::Imported => unsafe { (api.ipc_mem_close)(self.raw) },
+        };
+    }
+}
+
+// SAFETY: the driver keeps the range for as long as the value lives. What is made here was zeroed, whoever exports memory
+// zeroed it, and each `new` and `open` checked the alignment.
+unsafe impl<K: 'static> Region for DriverRegion<K> {
+    fn id(&self) -> RegionId {
+        self.id
+    }
+    fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+    fn len(&self) -> usize {
+        self.len
+    }
+    fn kind(&self) -> RegionKind {
+        match self.origin {
+            Origin::Pinned => RegionKind::Private,
+            Origin::Allocated | Origin::Imported => RegionKind::Device,
+        }
+    }
+    fn shared_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+impl<K> fmt::Debug for DriverRegion<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.origin {
+            Origin::Pinned => write!(f, "PinnedRegion({} bytes)", self.len),
+            Origin::Allocated => write!(f, "DeviceRegion({} bytes on {})", self.len, self.device.uuid()),
+            Origin::Imported => write!(f, "ImportedRegion({} bytes on {})", self.len, self.device.uuid()),
+        }
+    }
+}
+
+/// Host memory that the driver allocated and pinned: the copy engine of every device reaches it at full speed. Not
+/// write-combined, so the CPU reads it at full speed too.
+pub type PinnedRegion = DriverRegion<Pinned>;
+
+/// What a [`PinnedRegion`] is.
+#[derive(Debug)]
+pub enum Pinned {}
 
 impl PinnedRegion {
     /// A region of `len` zero bytes.
@@ -64,7 +156,7 @@ impl PinnedRegion {
         device.api().check(OP, code).map_err(|e| e.with("len", len))?;
         let base = NonNull::new(base.cast::<u8>())
             .ok_or_else(|| Error::new(ErrorKind::Internal, OP, "the driver gave no address"))?;
-        let region = Self { id: RegionId::unique(), base, len, device: Arc::clone(device) };
+        let region = Self::over(device, Origin::Pinned, base.addr().get() as CUdeviceptr, base, len);
         if !base.addr().get().is_multiple_of(UNIT) {
             let message = "the driver gave an address that is no multiple of 4096";
             return Err(Error::new(ErrorKind::Internal, OP, message).with("address", base.addr()));
@@ -73,61 +165,14 @@ impl PinnedRegion {
         unsafe { base.as_ptr().write_bytes(0, len) };
         Ok(Arc::new(region))
     }
-
-    /// The device it was allocated with.
-    pub fn device(&self) -> &Arc<Device> {
-        &self.device
-    }
-}
-
-impl Drop for PinnedRegion {
-    fn drop(&mut self) {
-        if let Ok(_current) = self.device.enter("free pinned memory") {
-            // SAFETY: allocated by `new`, and freed once. At the end of the process the driver may be gone before.
-            let _ = unsafe { (self.device.api().host_free)(self.base.as_ptr().cast::<c_void>()) };
-        }
-    }
-}
-
-// SAFETY: the driver mapped the range for as long as the value lives; `new` zeroed it and checked its alignment.
-unsafe impl Region for PinnedRegion {
-    fn id(&self) -> RegionId {
-        self.id
-    }
-    fn base(&self) -> NonNull<u8> {
-        self.base
-    }
-    fn len(&self) -> usize {
-        self.len
-    }
-    fn kind(&self) -> RegionKind {
-        RegionKind::Private
-    }
-    fn shared_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-}
-
-impl fmt::Debug for PinnedRegion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PinnedRegion({} bytes)", self.len)
-    }
 }
 
 /// Memory of a device.
-pub struct DeviceRegion {
-    id: RegionId,
-    /// What was allocated; `base` is the first multiple of 4 KiB in it.
-    allocation: CUdeviceptr,
-    base: NonNull<u8>,
-    len: usize,
-    device: Arc<Device>,
-}
+pub type DeviceRegion = DriverRegion<OnDevice>;
 
-// SAFETY: an address that is never read through here.
-unsafe impl Send for DeviceRegion {}
-// SAFETY: as above.
-unsafe impl Sync for DeviceRegion {}
+/// What a [`DeviceRegion`] is.
+#[derive(Debug)]
+pub enum OnDevice {}
 
 impl DeviceRegion {
     /// A region of `len` zero bytes. The device sets whole 2 MiB aside.
@@ -160,55 +205,12 @@ impl DeviceRegion {
             allocation = allocate(whole + UNIT)?;
         }
         let base = address(OP, allocation.next_multiple_of(UNIT as u64))?;
-        let region = Self { id: RegionId::unique(), allocation, base, len, device: Arc::clone(device) };
+        let region = Self::over(device, Origin::Allocated, allocation, base, len);
         // SAFETY: the range was just allocated, and nobody else knows of it.
         api.check(OP, unsafe { (api.fill)(allocation, 0, whole) })?;
         // The filling is in the default stream, which other streams do not wait for.
         // SAFETY: a null stream is the default one.
         api.check(OP, unsafe { (api.stream_synchronize)(std::ptr::null_mut()) })?;
         Ok(Arc::new(region))
-    }
-
-    /// The device it is on.
-    pub fn device(&self) -> &Arc<Device> {
-        &self.device
-    }
-
-    pub(crate) fn allocation(&self) -> CUdeviceptr {
-        self.allocation
-    }
-}
-
-impl Drop for DeviceRegion {
-    fn drop(&mut self) {
-        if let Ok(_current) = self.device.enter("free GPU memory") {
-            // SAFETY: allocated by `new`, and freed once.
-            let _ = unsafe { (self.device.api().mem_free)(self.allocation) };
-        }
-    }
-}
-
-// SAFETY: the driver keeps the range for as long as the value lives; `new` zeroed it and aligned it.
-unsafe impl Region for DeviceRegion {
-    fn id(&self) -> RegionId {
-        self.id
-    }
-    fn base(&self) -> NonNull<u8> {
-        self.base
-    }
-    fn len(&self) -> usize {
-        self.len
-    }
-    fn kind(&self) -> RegionKind {
-        RegionKind::Device
-    }
-    fn shared_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-}
-
-impl fmt::Debug for DeviceRegion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DeviceRegion({} bytes on {})", self.len, self.device.uuid())
     }
 }

@@ -9,7 +9,7 @@ use kvstrata_l2::{PayloadCrc, Timer};
 use kvstrata_mem::{ReadBuf, WriteBuf};
 use parking_lot::Mutex;
 
-use crate::device::{Copies, Direction, Gpus};
+use crate::device::{Copies, Direction, Gpus, Mark};
 use crate::order::Order;
 use crate::stage::{Stage, User};
 
@@ -39,50 +39,38 @@ impl Bounce {
         Ok(Lane { of: self, ordinal, copies: Some(copies), dirty: false })
     }
 
-    /// Copies a chunk from a GPU to pinned memory. Each piece is shown to `arrived` when it is there, with its place, before
-    /// its bytes are looked at. Returns the pieces, and the CRC of what passed; the GPU does not touch the chunk any more.
+    /// Queues the copies of a chunk from a GPU to pinned memory, and the engine's signal behind them.
     ///
     /// # Errors
     /// `TimedOut` waiting for memory; what the driver says.
-    pub(crate) fn gather(
-        &self,
-        from: &ReadBuf,
+    pub(crate) fn gather<'a>(
+        &'a self,
+        from: &'a ReadBuf,
         ordinal: u32,
         order: &Order,
         until: Instant,
-        mut arrived: impl FnMut(&ReadBuf, usize),
-    ) -> Result<(Vec<ReadBuf>, u64)> {
-        let mut pieces = VecDeque::from(self.stage.take(User::Store, from.len(), until)?);
-        // Dropped before the pieces, also when something fails or panics: nothing is queued then.
-        let mut lane = self.lane(ordinal)?;
+    ) -> Result<Gather<'a>> {
+        let pieces = VecDeque::from(self.stage.take(User::Store, from.len(), until)?);
+        let (lane, marks) = (self.lane(ordinal)?, Vec::with_capacity(pieces.len()));
+        // From here on dropped in its order, also when something fails or panics.
+        let mut gather = Gather { lane, marks, pieces, _from: from };
+        let lane = &mut gather.lane;
         if let Some(event) = &order.after {
             lane.copies().after(&**event)?;
         }
-        let (mut marks, mut at) = (Vec::with_capacity(pieces.len()), 0);
-        for piece in &mut pieces {
+        let mut at = 0;
+        for piece in &gather.pieces {
             let (to, len) = (piece.as_ptr(), piece.len());
             // SAFETY: the piece is pinned memory of ours alone; the chunk is the GPU's, at least as long, and not written
             // while it is sealed. Both outlive the lane.
             unsafe { lane.copies().copy(Direction::ToHost, to, beyond(from.as_ptr(), at), len) }?;
-            marks.push(lane.copies().mark()?);
+            gather.marks.push(lane.copies().mark()?);
             at += len;
         }
         if let Some(event) = &order.signal {
             lane.copies().signal(&**event)?;
         }
-        let (mut crc, mut sealed, mut at) = (PayloadCrc::new(), Vec::with_capacity(pieces.len()), 0);
-        for mark in marks {
-            lane.copies().reached(mark)?;
-            let Some(piece) = pieces.pop_front() else { break };
-            let len = piece.len();
-            let piece = piece.seal(len);
-            arrived(&piece, at);
-            piece.visit(|bytes| crc.update(bytes))?;
-            sealed.push(piece);
-            at += len;
-        }
-        lane.clean();
-        Ok((sealed, crc.finish()))
+        Ok(gather)
     }
 
     /// Pinned memory for a chunk that is to be read.
@@ -103,6 +91,39 @@ impl Bounce {
             lane.copies().after(&**event)?;
         }
         Ok(Scatter { lane, pieces: Vec::new(), to, order })
+    }
+}
+
+/// A chunk that is being copied to pinned pieces. Fields are dropped in order: the lane waits for its copies first.
+#[derive(Debug)]
+pub(crate) struct Gather<'a> {
+    lane: Lane<'a>,
+    marks: Vec<Mark>,
+    pieces: VecDeque<WriteBuf>,
+    /// The chunk, which outlives the copies.
+    _from: &'a ReadBuf,
+}
+
+impl Gather<'_> {
+    /// Shows each piece to `arrived` when it is there, with its place, before its bytes are looked at. Returns the pieces, and
+    /// the CRC of what passed; the GPU does not touch the chunk any more.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub(crate) fn finish(mut self, mut arrived: impl FnMut(&ReadBuf, usize)) -> Result<(Vec<ReadBuf>, u64)> {
+        let (mut crc, mut sealed, mut at) = (PayloadCrc::new(), Vec::with_capacity(self.pieces.len()), 0);
+        for mark in std::mem::take(&mut self.marks) {
+            self.lane.copies().reached(mark)?;
+            let Some(piece) = self.pieces.pop_front() else { break };
+            let len = piece.len();
+            let piece = piece.seal(len);
+            arrived(&piece, at);
+            piece.visit(|bytes| crc.update(bytes))?;
+            sealed.push(piece);
+            at += len;
+        }
+        self.lane.clean();
+        Ok((sealed, crc.finish()))
     }
 }
 

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kvstrata_core::{Error, Result};
-use kvstrata_disk::{Durability, Quotas, Wanted};
-use kvstrata_evict::{EvictionPolicy, by_name};
+use kvstrata_disk::{Durability, Limits, Wanted};
 use serde::Deserialize;
 
 use crate::{Asked, Way};
@@ -205,15 +204,17 @@ impl GdsConfig {
             );
         }
         crate::way::decided(self.asked(), "")?;
-        self.capacity()?;
-        let policy = self.policy()?;
-        let given =
-            [("quotas", !self.quotas.is_empty()), ("default_quota_gb", self.default_quota_gb.is_some())];
-        match given.into_iter().find(|(_, given)| *given) {
-            Some((key, _)) if policy.quotas().is_none() => {
-                bad(key, &policy.name(), "this eviction policy does not keep tenants apart; IsolatedLRU does")
-            }
-            _ => self.quotas().map(|_| ()),
+        self.limits().validate()
+    }
+
+    /// What is said of bytes, tenants and eviction.
+    pub(crate) fn limits(&self) -> Limits<'_> {
+        Limits {
+            operation: OP,
+            max_capacity_gb: self.max_capacity_gb,
+            eviction_policy: self.eviction_policy.as_deref(),
+            quotas: &self.quotas,
+            default_quota_gb: self.default_quota_gb,
         }
     }
 
@@ -222,68 +223,15 @@ impl GdsConfig {
     /// # Errors
     /// `Invalid` for a negative number, or one too small for any object.
     pub fn capacity(&self) -> Result<Option<u64>> {
-        if self.max_capacity_gb == 0.0 {
-            return Ok(None);
-        }
-        match gib(self.max_capacity_gb) {
-            Some(bytes) if bytes >= 65536 => Ok(Some(bytes)),
-            _ => Err(Error::invalid(OP, "the capacity is 0 (no limit) or at least 65536 bytes")
-                .with("max_capacity_gb", self.max_capacity_gb)),
-        }
-    }
-
-    /// What tenants are promised, in bytes.
-    ///
-    /// # Errors
-    /// `Invalid` for what is no size.
-    pub fn quotas(&self) -> Result<Quotas> {
-        let bytes = |key: &'static str, what: &dyn std::fmt::Display, size: f64| match gib(size) {
-            Some(_) if self.max_capacity_gb > 0.0 && size > self.max_capacity_gb => {
-                let e = Error::invalid(OP, "a quota of more than the store holds can never be reached");
-                Err(e.with(key, what).with("max_capacity_gb", self.max_capacity_gb))
-            }
-            Some(bytes) => Ok(bytes),
-            None => {
-                Err(Error::invalid(OP, "a quota is a number of GiB that is not negative").with(key, what))
-            }
-        };
-        let own = self.quotas.iter().map(|(salt, size)| {
-            bytes("quotas", &format_args!("{salt:?}: {size}"), *size).map(|bytes| (salt.clone(), bytes))
-        });
-        let default = self.default_quota_gb.map(|size| bytes("default_quota_gb", &size, size)).transpose()?;
-        Ok(Quotas { default, own: own.collect::<Result<_>>()? })
-    }
-
-    /// The eviction policy.
-    ///
-    /// # Errors
-    /// `Invalid` for an unknown name, with the known ones.
-    pub fn policy(&self) -> Result<Box<dyn EvictionPolicy>> {
-        let name = self.eviction_policy.as_deref().unwrap_or("LRU");
-        by_name(name).map_err(|e| Error::invalid(OP, e.to_string()).with("eviction_policy", name))
+        self.limits().capacity()
     }
 
     /// Keys that are set and have no effect, with the reason. Whoever opens the adapter says them once.
     pub fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
-        let mut out = Vec::new();
-        for (key, given) in [
-            ("max_alloc_attempts", self.max_alloc_attempts.is_some()),
-            ("allocation_attempt_delay_secs", self.allocation_attempt_delay_secs.is_some()),
-        ] {
-            if given {
-                out.push((key, "a chunk waits for a buffer until its deadline"));
-            }
-        }
-        for (key, given) in [
-            ("eviction_policy", self.eviction_policy.is_some()),
-            ("quotas", !self.quotas.is_empty()),
-            ("default_quota_gb", self.default_quota_gb.is_some()),
-        ] {
-            if self.max_capacity_gb == 0.0 && given {
-                out.push((key, "nothing is evicted without max_capacity_gb"));
-            }
-        }
-        out
+        let waits = "a chunk waits for a buffer until its deadline";
+        let attempts = self.max_alloc_attempts.map(|_| ("max_alloc_attempts", waits));
+        let delay = self.allocation_attempt_delay_secs.map(|_| ("allocation_attempt_delay_secs", waits));
+        attempts.into_iter().chain(delay).chain(self.limits().without_effect()).collect()
     }
 
     /// How many threads load and store.
@@ -323,11 +271,6 @@ impl GdsConfig {
     pub fn probe_limit(&self) -> Duration {
         Duration::from_secs_f64(self.gds_probe_secs)
     }
-}
-
-fn gib(size: f64) -> Option<u64> {
-    let bytes = size * f64::from(1 << 30);
-    (bytes >= 0.0 && bytes < 2f64.powi(63)).then_some(bytes as u64)
 }
 
 #[cfg(test)]

@@ -2,20 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::pin::Pin as Pinned;
 use std::sync::{Arc, Weak};
 
-use async_trait::async_trait;
-use kvstrata_core::{Error, ErrorKind, Instant, Namespace, Result};
-use kvstrata_disk::{NewObject, Settings, Store, StoreLayout, StoreStats, Wanted, Writer, names};
-use kvstrata_io::{IoEngine, OsDisk, OsOptions, ThreadPool};
+use kvstrata_core::{Error, ErrorKind, Namespace, Result};
+use kvstrata_disk::{
+    Mover, NewObject, Settings, Store, StoreAdapter, StoreLayout, StoreStats, Wanted, Writer, names,
+};
+use kvstrata_io::{IoEngine, Job, OsDisk, OsOptions, ThreadPool};
 use kvstrata_l2::{
-    Adapter, Answer, Context, Driver, Found, Get, GetSink, Idle, Keys, L2Desc, L2List, L2Quotas, L2Remove,
-    L2Store, L2Usage, ListPage, MemoryKinds, Miss, PartUsage, Pass, Probe, Put, PutSink, StoreUsage, closed,
-    latch, timed_out, until,
+    Adapter, Answer, Context, Get, GetSink, Idle, L2Desc, MemoryKinds, Miss, Pass, Put, PutSink, latch,
 };
 use kvstrata_mem::{Allocate, Region, RegionWatch};
-use parking_lot::Mutex;
 
 use crate::bounce::Bounce;
 use crate::cufile::{Cufile, driver, library};
@@ -24,6 +21,7 @@ use crate::jobs::{Loading, Storing};
 use crate::measure::Bench;
 use crate::mounts::fs_of;
 use crate::order::{Order, Orders};
+use crate::transfer::By;
 use crate::way::{Asked, Choice, Facts, Way, choose, decided, in_memory};
 use crate::{GdsConfig, Prober};
 
@@ -50,21 +48,21 @@ pub struct GdsContext {
 
 /// An adapter over one directory. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct GdsStore(Arc<Inner>);
+pub struct GdsStore(StoreAdapter<Inner>);
 
 /// Dropped in this order: cuFile lets go of files and memory before they are closed and unmapped.
 #[derive(Debug)]
 pub(crate) struct Inner {
-    desc: L2Desc,
-    driver: Driver,
     pub(crate) ways: BTreeMap<u32, Choice>,
     pub(crate) workers: ThreadPool<()>,
+    width: usize,
     cufile: Option<Arc<Cufile>>,
     bounce: Option<Bounce>,
     gpus: Result<Arc<dyn Gpus>>,
     orders: Arc<Orders>,
     /// Whether files hold many objects, so that they stay registered.
     pub(crate) keeps_files: bool,
+    pub(crate) by: By,
     pub(crate) store: Arc<Store<OsDisk>>,
 }
 
@@ -97,11 +95,13 @@ impl GdsStore {
         for (key, why) in config.without_effect() {
             tracing::warn!(adapter = %config.name, "{key} has no effect: {why}");
         }
+        let in_memory = in_memory(&file_system(&config.gds_path));
         let direct = match config.direct() {
             // There is no cache to go past, and one thread of a ring would copy for all that is in flight.
-            Wanted::Try if in_memory(&file_system(&config.gds_path)) => Wanted::Off,
+            Wanted::Try if in_memory => Wanted::Off,
             wanted => wanted,
         };
+        let by = if in_memory { By::Caller } else { By::Engine };
         let store = Store::open(
             cx.disk,
             Settings {
@@ -109,8 +109,8 @@ impl GdsStore {
                 layout: None,
                 tmp: None,
                 capacity: config.capacity()?,
-                policy: config.policy()?,
-                quotas: config.quotas()?,
+                policy: config.limits().policy()?,
+                quotas: config.limits().quotas()?,
                 durability: config.durability(),
                 direct,
                 no_atime: kvstrata_disk::Wanted::Try,
@@ -152,101 +152,111 @@ impl GdsStore {
             durable: true,
             shared: false,
         };
-        let driver = Driver::new(cx.l2);
         let (gpus, orders) = (cx.gpus, cx.orders);
-        Ok(Self(Arc::new(Inner {
-            desc,
-            driver,
+        let inner = Inner {
             ways,
             workers,
+            width: config.threads(),
             cufile,
             bounce,
             gpus,
             orders,
             keeps_files,
+            by,
             store,
-        })))
+        };
+        Ok(Self(StoreAdapter::new(desc, inner, cx.l2)))
     }
 
     /// The adapter with everything it offers.
     pub fn adapter(&self) -> Adapter {
-        let store = &self.0.store;
-        Adapter {
-            store: Arc::new(self.clone()),
-            remove: Some(Arc::new(self.clone())),
-            list: Some(Arc::new(self.clone())),
-            usage: Some(Arc::new(self.clone())),
-            quotas: store.keeps_quotas().then(|| Arc::clone(store) as Arc<dyn L2Quotas>),
-        }
+        self.0.adapter()
+    }
+
+    fn inner(&self) -> &Inner {
+        self.0.mover()
     }
 
     /// The way of each GPU's memory, by ordinal, and why it is that. Empty where there is no CUDA: host memory alone is
     /// taken then.
     pub fn ways(&self) -> &BTreeMap<u32, Choice> {
-        &self.0.ways
+        &self.inner().ways
     }
 
     /// Where an engine says when buffers may be touched.
     pub fn orders(&self) -> &Arc<Orders> {
-        &self.0.orders
+        &self.inner().orders
     }
 
     /// How many files and memory regions cuFile knows of by this adapter.
     pub fn registered(&self) -> (usize, usize) {
-        self.0.cufile.as_ref().map_or((0, 0), |cufile| cufile.registered())
+        self.inner().cufile.as_ref().map_or((0, 0), |cufile| cufile.registered())
     }
 
     /// The threads that carry requests out: whatever moves bytes, one of them waits for it.
     pub fn threads(&self) -> &ThreadPool<()> {
-        &self.0.workers
+        &self.inner().workers
     }
 
     /// The store underneath.
     pub fn store(&self) -> &Arc<Store<OsDisk>> {
-        &self.0.store
+        &self.inner().store
     }
 
     /// What the store counted.
     pub fn stats(&self) -> StoreStats {
-        self.0.store.stats()
+        self.inner().store.stats()
+    }
+}
+
+impl Mover for Inner {
+    type Disk = OsDisk;
+
+    fn store(&self) -> &Arc<Store<OsDisk>> {
+        &self.store
     }
 
-    fn begin_put(&self, request: Put, done: &PutSink, pass: &Pass) -> Idle {
-        let inner = &self.0;
+    fn begin_put(self: &Arc<Self>, request: Put, done: &PutSink, pass: &Pass) -> Idle {
         let (job, idle) = latch(Some(pass.clone()));
         let Put { items, deadline, affinity } = request;
         let (mut objects, mut rest) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
-        for (position, item) in items.into_iter().enumerate() {
-            let order = inner.orders.take(&item.buf);
+        for (position, mut item) in items.into_iter().enumerate() {
+            let order = self.orders.take(&item.buf);
             let route = fits("store object", item.buf.len(), item.layout.bytes())
-                .and_then(|()| inner.route(item.buf.region().kind(), &affinity));
+                .and_then(|()| self.route(item.buf.region().kind(), &affinity));
             match route {
                 Ok(route) => {
                     let (layout, len) = (item.layout.id(), item.layout.bytes());
-                    objects.push(NewObject { key: item.key, layout, len, digest: item.digest });
+                    let digest = match item.digest() {
+                        Ok(digest) => digest,
+                        Err(e) => {
+                            done.answer(position, Err(e));
+                            continue;
+                        }
+                    };
+                    objects.push(NewObject { key: item.key, layout, len, digest });
                     rest.push((position, item.buf, route, order));
                 }
                 Err(e) => drop(done.answer(position, Err(e))),
             }
         }
-        let begun = inner.store.begin(&objects);
+        let begun = self.store.begin(&objects);
         // Head first, so that what a deadline or a limit cuts off is the tail.
         for ((object, begin), (position, buf, route, order)) in objects.into_iter().zip(begun).zip(rest) {
-            let (inner, done, job) = (Arc::clone(inner), done.clone(), job.clone());
+            let (inner, done, job) = (Arc::clone(self), done.clone(), job.clone());
             Storing { inner, buf, object, route, order, position, until: deadline, done, job }.go(begin);
         }
         idle
     }
 
-    fn begin_get(&self, request: Get, done: &GetSink, pass: &Pass) -> Idle {
-        let inner = &self.0;
+    fn begin_get(self: &Arc<Self>, request: Get, done: &GetSink, pass: &Pass) -> Idle {
         let (job, idle) = latch(Some(pass.clone()));
         let Get { items, deadline, affinity } = request;
         let (mut wanted, mut rest) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
         for (position, item) in items.into_iter().enumerate() {
-            let order = inner.orders.take(&item.buf);
+            let order = self.orders.take(&item.buf);
             let route = fits("load object", item.buf.len(), item.layout.bytes())
-                .and_then(|()| inner.route(item.buf.region().kind(), &affinity));
+                .and_then(|()| self.route(item.buf.region().kind(), &affinity));
             match route {
                 Ok(route) => {
                     wanted.push((item.key, item.layout.id()));
@@ -255,7 +265,7 @@ impl GdsStore {
                 Err(e) => drop(done.answer(position, Answer::Failed(e, Some(item.buf)))),
             }
         }
-        let pins = match inner.store.pin(&wanted) {
+        let pins = match self.store.pin(&wanted) {
             Ok(pins) => pins,
             Err(e) => {
                 for (position, _, buf, ..) in rest {
@@ -270,7 +280,7 @@ impl GdsStore {
                     done.answer(position, Answer::Miss(Miss::Layout, Some(buf)));
                 }
                 Ok(pin) => {
-                    let (inner, done, job) = (Arc::clone(inner), done.clone(), job.clone());
+                    let (inner, done, job) = (Arc::clone(self), done.clone(), job.clone());
                     Loading { inner, pin, buf, route, order, position, until: deadline, done, job }.spawn();
                 }
                 Err(miss) => {
@@ -279,6 +289,14 @@ impl GdsStore {
             }
         }
         idle
+    }
+
+    fn spawn(&self, urgent: bool, job: Job) -> Result<(), Job> {
+        self.workers.spawn(urgent, job)
+    }
+
+    fn width(&self) -> usize {
+        self.width
     }
 }
 
@@ -482,122 +500,4 @@ impl Opening<'_> {
 /// The answer is about whichever way was asked for.
 fn facts(fs: &str, found: Result<String, String>) -> Facts {
     Facts { fs: fs.to_owned(), direct: found.clone(), compat: found, measured: None }
-}
-
-#[async_trait]
-impl L2Store for GdsStore {
-    fn desc(&self) -> &L2Desc {
-        &self.0.desc
-    }
-
-    async fn put(&self, request: Put, done: PutSink) {
-        const OP: &str = "store objects";
-        let deadline = request.deadline;
-        // Before any job begins, so that a shutdown either refuses the request or waits for it.
-        let pass = match self.0.driver.enter(OP, deadline) {
-            Ok(pass) => pass,
-            Err(e) => {
-                drop(request);
-                return done.answer_rest(|_| Err(e.clone()));
-            }
-        };
-        let idle = self.begin_put(request, &done, &pass);
-        self.0.driver.watch(pass, OP, deadline, done, idle).await;
-    }
-
-    async fn get(&self, request: Get, done: GetSink) {
-        const OP: &str = "load objects";
-        let deadline = request.deadline;
-        let pass = match self.0.driver.enter(OP, deadline) {
-            Ok(pass) => pass,
-            Err(e) => {
-                for (position, item) in request.items.into_iter().enumerate() {
-                    done.answer(position, Answer::Failed(e.clone(), Some(item.buf)));
-                }
-                return;
-            }
-        };
-        let idle = self.begin_get(request, &done, &pass);
-        self.0.driver.watch(pass, OP, deadline, done, idle).await;
-    }
-
-    async fn probe(&self, request: Probe) -> Vec<Result<Option<Found>>> {
-        let entered = self.0.driver.enter("look objects up", request.deadline);
-        match entered.and_then(|_pass| self.0.store.probe(&request.keys)) {
-            Ok(found) => found.into_iter().map(Ok).collect(),
-            Err(e) => request.keys.iter().map(|_| Err(e.clone())).collect(),
-        }
-    }
-
-    async fn shutdown(&self, deadline: Instant) -> Result<()> {
-        self.0.driver.shutdown(deadline).await?;
-        let store = Arc::clone(&self.0.store);
-        let (job, mut idle) = latch(None);
-        let close = Box::new(move || {
-            store.close();
-            drop(job);
-        });
-        if let Err(close) = self.0.workers.spawn(false, close) {
-            // The threads went first; the snapshot is written here instead.
-            close();
-        }
-        until(&**self.0.driver.timer(), deadline, Pinned::new(&mut idle))
-            .await
-            .ok_or_else(|| timed_out("shut adapter down", deadline))
-    }
-}
-
-#[async_trait]
-impl L2Remove for GdsStore {
-    async fn remove(&self, keys: Keys, deadline: Instant) -> Vec<Result<bool>> {
-        const OP: &str = "remove objects";
-        let pass = match self.0.driver.enter(OP, deadline) {
-            Ok(pass) => pass,
-            Err(e) => return keys.iter().map(|_| Err(e.clone())).collect(),
-        };
-        let answers: Arc<Mutex<Vec<Option<Result<bool>>>>> = Arc::new(Mutex::new(vec![None; keys.len()]));
-        let (job, mut idle) = latch(Some(pass));
-        for (at, key) in keys.iter().cloned().enumerate() {
-            let (answers, job, inner) = (Arc::clone(&answers), job.clone(), Arc::clone(&self.0));
-            inner.store.clone().hold_then(&key.clone(), move |hold| {
-                // The wait for the key may have ended here and now: removing blocks, so it is a thread's work.
-                drop(inner.workers.spawn(
-                    false,
-                    Box::new(move || {
-                        let removed = hold.remove(&key);
-                        drop(hold);
-                        answers.lock()[at] = Some(removed);
-                        drop(job);
-                    }),
-                ));
-            });
-        }
-        drop(job);
-        let late = match until(&**self.0.driver.timer(), deadline, Pinned::new(&mut idle)).await {
-            // A job that the threads refused was dropped.
-            Some(()) => closed(OP),
-            None => timed_out(OP, deadline),
-        };
-        answers.lock().iter_mut().map(|a| a.take().unwrap_or_else(|| Err(late.clone()))).collect()
-    }
-}
-
-#[async_trait]
-impl L2List for GdsStore {
-    async fn list(&self, cursor: Option<&str>, limit: usize) -> Result<ListPage> {
-        if self.0.driver.is_closed() {
-            return Err(closed("list objects"));
-        }
-        self.0.store.list(cursor, limit)
-    }
-}
-
-impl L2Usage for GdsStore {
-    fn usage(&self) -> StoreUsage {
-        self.0.store.usage()
-    }
-
-    fn parts(&self) -> Vec<PartUsage> {
-        Vec::new()
-    }
 }

@@ -167,6 +167,7 @@ fn bounce_out(
     until: Instant,
 ) -> Result<Option<Created<OsDisk>>, Failure> {
     let bounce = inner.bounce().map_err(Failure::Reported)?;
+    let gather = bounce.gather(&buf, ordinal, order, until).map_err(Failure::Reported)?;
     // Where its place can be had before its digest, and the digest will not say that nothing is to be written, pieces go to
     // the device as they come. The header has the digest, and goes last.
     let mut early = None;
@@ -175,10 +176,10 @@ fn bounce_out(
         early = claim.try_create().map(|Placed { created, .. }| {
             let bytes = claim.transfer(&created) as usize;
             let span = Span { file: Arc::clone(&created.file), offset: created.offset, bytes };
-            (Writes::new(inner.store.disk(), span), created)
+            (Writes::new(inner.store.disk(), inner.by, span), created)
         });
     }
-    let gathered = bounce.gather(&buf, ordinal, order, until, |piece, at| {
+    let gathered = gather.finish(|piece, at| {
         if let Some((writes, _)) = &mut early {
             writes.begin(piece, at);
         }
@@ -216,7 +217,7 @@ fn move_out(
         let created = claim.create().map_err(Failure::Reported)?;
         let bytes = claim.transfer(&created) as usize;
         let span = Span { file: Arc::clone(&created.file), offset: created.offset, bytes };
-        match write(inner.store.disk(), &span, pieces) {
+        match write(inner.store.disk(), inner.by, &span, pieces) {
             Ok(()) => return Ok(created),
             Err(e) if claim.retry(&created, &e) => {}
             Err(e) => return Err(Failure::Write(e)),
@@ -343,7 +344,8 @@ fn host_in(inner: &Inner, pin: &mut Pin<OsDisk>, buf: WriteBuf) -> (Moved, Optio
             return (Err(pin.failed(lost)), None);
         };
         let mut back = None;
-        match read(inner.store.disk(), &span(pin, &opened), vec![to], |piece, _| back = Some(piece)) {
+        match read(inner.store.disk(), inner.by, &span(pin, &opened), vec![to], |piece, _| back = Some(piece))
+        {
             Ok(got) => return (Ok((got as u64, None)), back),
             Err((e, mut pieces)) => {
                 buf = pieces.pop();
@@ -369,7 +371,7 @@ fn bounce_in(
         let pieces = bounce.room(buf.len(), until).map_err(LoadFault::Failed)?;
         let mut scatter = bounce.scatter(buf, ordinal, order.clone()).map_err(LoadFault::Failed)?;
         let (mut crc, mut failed) = (kvstrata_l2::PayloadCrc::new(), None);
-        let got = read(inner.store.disk(), &span(pin, &opened), pieces, |piece, at| {
+        let got = read(inner.store.disk(), inner.by, &span(pin, &opened), pieces, |piece, at| {
             if let Err(e) = scatter.put(piece, at, |bytes| crc.update(bytes)) {
                 failed.get_or_insert(e);
             }

@@ -13,7 +13,7 @@
 //! use std::sync::Arc;
 //! use std::time::Duration;
 //! use kvstrata_disk::Writer;
-//! use kvstrata_l2::{Context, L2Store};
+//! use kvstrata_l2::Context;
 //! use kvstrata_l2_gds::{GdsConfig, GdsContext, GdsStore, Orders, Prober, Search, cuda, os_disk};
 //!
 //! # let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
@@ -33,7 +33,7 @@
 //! for (gpu, choice) in gds.ways() {
 //!     println!("GPU {gpu}: {choice}");
 //! }
-//! # gds.shutdown(kvstrata_core::Instant::FAR_FUTURE).await?;
+//! # gds.adapter().store.shutdown(kvstrata_core::Instant::FAR_FUTURE).await?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! # })?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())

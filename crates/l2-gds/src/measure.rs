@@ -13,7 +13,7 @@ use crate::bounce::Bounce;
 use crate::cufile::{Cufile, failed, within};
 use crate::device::Gpus;
 use crate::order::Order;
-use crate::transfer::{Span, read, write};
+use crate::transfer::{By, Span, read, write};
 use crate::way::{Measured, Rates};
 
 const CHUNK: usize = 8 << 20;
@@ -50,9 +50,9 @@ impl Bench<'_> {
             for _ in 0..ROUNDS {
                 let out = self.time(|| {
                     spans.iter().try_for_each(|span| {
-                        let (pieces, _) =
-                            self.bounce.gather(&from, self.ordinal, &Order::default(), until, |_, _| ())?;
-                        write(self.disk, span, &pieces).map_err(io)
+                        let gather = self.bounce.gather(&from, self.ordinal, &Order::default(), until)?;
+                        let (pieces, _) = gather.finish(|_, _| ())?;
+                        write(self.disk, By::Engine, span, &pieces).map_err(io)
                     })
                 })?;
                 let back = self.time(|| {
@@ -60,7 +60,7 @@ impl Bench<'_> {
                         let pieces = self.bounce.room(CHUNK, until)?;
                         let mut scatter = self.bounce.scatter(&to, self.ordinal, Order::default())?;
                         let mut put = Ok(());
-                        let got = read(self.disk, span, pieces, |piece, at| {
+                        let got = read(self.disk, By::Engine, span, pieces, |piece, at| {
                             let done = scatter.put(piece, at, |_| ());
                             put = std::mem::replace(&mut put, Ok(())).and(done);
                         });

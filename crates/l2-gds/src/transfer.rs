@@ -16,6 +16,16 @@ impl CompletionSink<OsFile> for ToChannel {
     }
 }
 
+/// Who moves bytes between pinned memory and a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum By {
+    /// The disk's engine, many pieces at once.
+    Engine,
+    /// The thread that asks, piece by piece: for files in memory, where moving is copying, and what was copied just now is
+    /// still in that processor's cache when its CRC is taken.
+    Caller,
+}
+
 /// A place in a file for `bytes` bytes of a chunk; for a file past the page cache they are whole blocks.
 #[derive(Clone)]
 pub(crate) struct Span {
@@ -44,6 +54,7 @@ impl Span {
 /// place may become another object's then.
 pub(crate) struct Writes<'a> {
     disk: &'a OsDisk,
+    by: By,
     span: Span,
     sink: Option<Arc<ToChannel>>,
     completions: Receiver<Completion<OsFile>>,
@@ -51,9 +62,9 @@ pub(crate) struct Writes<'a> {
 }
 
 impl<'a> Writes<'a> {
-    pub(crate) fn new(disk: &'a OsDisk, span: Span) -> Self {
+    pub(crate) fn new(disk: &'a OsDisk, by: By, span: Span) -> Self {
         let (to, completions) = channel();
-        Self { disk, span, sink: Some(Arc::new(ToChannel(to))), completions, failed: None }
+        Self { disk, by, span, sink: Some(Arc::new(ToChannel(to))), completions, failed: None }
     }
 
     /// Begins to write a piece `at` its place in the object. The last one is as long as what is left, which may be more than
@@ -61,19 +72,28 @@ impl<'a> Writes<'a> {
     pub(crate) fn begin(&mut self, piece: &ReadBuf, at: usize) {
         let left = self.span.bytes - at;
         let len = if piece.len().next_multiple_of(UNIT) >= left { left } else { piece.len() };
-        self.submit(vec![self.span.op(0, at, len, IoBuf::Write(piece.clone()))]);
+        self.start(piece.clone(), self.span.offset + at as u64, len);
     }
 
     /// Begins to write a block of what describes the object to `offset` in the file.
     pub(crate) fn begin_header(&mut self, header: ReadBuf, offset: u64) {
-        let (file, len) = (Arc::clone(&self.span.file), header.len());
-        self.submit(vec![IoOp { tag: 0, file, offset, len, buf: IoBuf::Write(header) }]);
+        let len = header.len();
+        self.start(header, offset, len);
     }
 
-    fn submit(&mut self, ops: Vec<IoOp<OsFile>>) {
-        let Some(sink) = &self.sink else { return };
-        if let Err(rejected) = self.disk.engine().submit(ops, Arc::clone(sink) as _) {
-            self.failed.get_or_insert(rejected.why);
+    fn start(&mut self, buf: ReadBuf, offset: u64, len: usize) {
+        let file = &self.span.file;
+        let failed = match (self.by, &self.sink) {
+            (By::Caller, _) => self.disk.write_buf_at(file, offset, &buf, len).err(),
+            (By::Engine, Some(sink)) => {
+                let op = IoOp { tag: 0, file: Arc::clone(file), offset, len, buf: IoBuf::Write(buf) };
+                let rejected = self.disk.engine().submit(vec![op], Arc::clone(sink) as _).err();
+                rejected.map(|rejected| rejected.why)
+            }
+            (By::Engine, None) => None,
+        };
+        if let Some(e) = failed {
+            self.failed.get_or_insert(e);
         }
     }
 
@@ -103,8 +123,8 @@ impl Drop for Writes<'_> {
 }
 
 /// Writes pieces one after another, all at once. Returns when the device is done with all of them.
-pub(crate) fn write(disk: &OsDisk, span: &Span, pieces: &[ReadBuf]) -> io::Result<()> {
-    let mut writes = Writes::new(disk, span.clone());
+pub(crate) fn write(disk: &OsDisk, by: By, span: &Span, pieces: &[ReadBuf]) -> io::Result<()> {
+    let mut writes = Writes::new(disk, by, span.clone());
     let mut at = 0;
     for piece in pieces {
         writes.begin(piece, at);
@@ -117,11 +137,28 @@ pub(crate) fn write(disk: &OsDisk, span: &Span, pieces: &[ReadBuf]) -> io::Resul
 /// a row; when it does, the device is done with all of them. A failure brings back the pieces that were not handed on.
 pub(crate) fn read(
     disk: &OsDisk,
+    by: By,
     span: &Span,
     pieces: Vec<WriteBuf>,
     mut done: impl FnMut(WriteBuf, usize),
 ) -> Result<usize, (io::Error, Vec<WriteBuf>)> {
     let places: Vec<_> = span.cut(pieces.iter().map(WriteBuf::len)).collect();
+    if by == By::Caller {
+        let (mut got, mut places, mut left) = (0, places.into_iter(), pieces.into_iter());
+        while let (Some((at, len)), Some(mut piece)) = (places.next(), left.next()) {
+            match disk.read_buf_at(&span.file, span.offset + at as u64, &mut piece, len) {
+                Ok(n) => {
+                    got += n;
+                    done(piece, at);
+                    if n < len {
+                        break;
+                    }
+                }
+                Err(e) => return Err((e, std::iter::once(piece).chain(left).collect())),
+            }
+        }
+        return Ok(got);
+    }
     let ops = pieces.into_iter().zip(&places).enumerate();
     let ops = ops.map(|(i, (piece, (at, len)))| span.op(i, *at, *len, IoBuf::Read(piece))).collect();
     let (to, completions) = channel();

@@ -13,8 +13,8 @@ use std::time::Duration;
 use common::device::Device;
 use kvstrata_core::{Affinity, Error, ErrorKind, KeyScope, KvRank, Layout, ObjectKey, Result};
 use kvstrata_l2::{
-    Answer, Checked, Context, Get, GetItem, GetSink, L2Store, Miss, Probe, Put, PutItem, PutSink, Stored,
-    Verify,
+    Answer, Checked, Context, Get, GetItem, GetSink, L2Store, Miss, Probe, Put, PutDigest, PutItem, PutSink,
+    Stored, Verify,
 };
 use kvstrata_l2_gds::{GdsConfig, GdsStore, GdsWay, Gpus, Order, Prober, Search, Way, os_disk};
 use kvstrata_mem::{Allocate, ReadBuf, WriteBuf};
@@ -78,7 +78,7 @@ impl Rig {
     }
 
     fn item(&self, n: u64, buf: ReadBuf) -> PutItem {
-        PutItem { key: key(n), layout: Layout::opaque(LEN as u64).unwrap(), digest: None, buf }
+        PutItem { key: key(n), layout: Layout::opaque(LEN as u64).unwrap(), digest: PutDigest::None, buf }
     }
 
     fn put(&self, n: u64, buf: ReadBuf) -> Result<Stored> {
@@ -300,7 +300,8 @@ fn a_chunk_that_does_not_fit_into_the_bounce_buffers_is_refused_by_name() {
     let rig = Rig::new();
     let len = 7 << 20;
     let buf = rig.device.pool.reserve_sealed(len);
-    let item = PutItem { key: key(1), layout: Layout::opaque(len as u64).unwrap(), digest: None, buf };
+    let item =
+        PutItem { key: key(1), layout: Layout::opaque(len as u64).unwrap(), digest: PutDigest::None, buf };
     let (answers, sink) = collect();
     let deadline = rig.cx.timer.now() + Duration::from_secs(30);
     let request = Put { items: vec![item], deadline, affinity: Affinity::default() };
@@ -349,7 +350,8 @@ fn without_cuda_it_says_what_is_missing_or_takes_host_memory() {
     assert!(!dir.path().join("kv").exists(), "nothing was made");
     let gds = open(&GdsConfig { allow_host: true, ..config }, cx, none()).unwrap();
     assert!(gds.ways().is_empty());
-    assert!(!gds.desc().kinds.device && gds.desc().kinds.private);
+    let kinds = gds.adapter().store.desc().kinds;
+    assert!(!kinds.device && kinds.private);
 }
 
 #[test]

@@ -35,6 +35,9 @@ impl AdapterFactory for Fake {
             _ => Ok(Vec::new()),
         }
     }
+    fn memory(&self, _: &AdapterSettings) -> kvstrata_config::MemoryNeed {
+        kvstrata_config::MemoryNeed::Any
+    }
     fn build(&self, _: &str, _: &AdapterSettings, _: &BuildContext) -> Result<Adapter> {
         Err(Error::invalid("build fake", "it exists in settings only"))
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvstrata_core::{ErrorKind, Layout};
-use kvstrata_l2::{Answer, Get, GetItem, GetSink, Put, PutItem, PutSink};
+use kvstrata_l2::{Answer, Get, GetItem, GetSink, Put, PutDigest, PutItem, PutSink};
 use kvstrata_l2_gds::{GdsWay, Way};
 use kvstrata_mem::Allocate;
 use libtest_mimic::{Completion, Failed};
@@ -69,7 +69,7 @@ pub(crate) fn dropped(gpu: &Gpu, way: GdsWay, rounds: u64) -> Result<(), Failed>
         let layout = Layout::opaque(LEN as u64)?;
         let puts = (0..8).map(|n| {
             let buf = gpu.chunk(round * 8 + n, LEN)?.seal(LEN);
-            Ok(PutItem { key: key(round * 8 + n), layout: layout.clone(), digest: None, buf })
+            Ok(PutItem { key: key(round * 8 + n), layout: layout.clone(), digest: PutDigest::None, buf })
         });
         let items = puts.collect::<kvstrata_core::Result<Vec<_>>>()?;
         let gets = (0..8).map(|n| {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use kvstrata_core::{Affinity, KeyScope, KvRank, Layout, ObjectKey, Result};
 use kvstrata_l2::{
-    Answer, Checked, Context, Get, GetItem, GetSink, L2Store, Miss, Put, PutItem, PutSink, Stored, Verify,
+    Answer, Checked, Context, Get, GetItem, GetSink, L2Store, Miss, Put, PutDigest, PutItem, PutSink, Stored,
+    Verify,
 };
 use kvstrata_l2_gds::{GdsConfig, GdsContext, GdsStore, GdsWay, Gpus, os_disk};
 use kvstrata_mem::{Allocate, MmapRegion, Pool, ReadBuf, RegionOptions, Slab, UNIT, WriteBuf};
@@ -135,7 +136,7 @@ impl Rig<'_> {
             .map(|(n, buf)| PutItem {
                 key: key(n),
                 layout: Layout::opaque(buf.len() as u64).expect("a layout"),
-                digest: None,
+                digest: PutDigest::None,
                 buf,
             })
             .collect();

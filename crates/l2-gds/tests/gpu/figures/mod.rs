@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvstrata_core::Layout;
-use kvstrata_l2::{Answer, Get, GetItem, GetSink, Put, PutItem, PutSink};
+use kvstrata_l2::{Answer, Fail, Get, GetItem, L2Store, Put, PutDigest, PutItem, Sink};
 use kvstrata_l2_gds::{Direction, GdsWay};
 use kvstrata_mem::{Allocate, ReadBuf, Slab, UNIT, WriteBuf};
 use libtest_mimic::Failed;
@@ -231,82 +231,83 @@ fn adapter(
     *next += keys.len() as u64;
     let layout = Layout::opaque(block as u64)?;
     let deadline = rig.cx.timer.now() + Duration::from_secs(300);
-    let failed = Arc::new(Mutex::new(None::<String>));
 
     let mut bufs: Vec<ReadBuf> = Vec::new();
     for t in 0..in_flight {
         bufs.push(rig.gpu.chunk(t as u64, block)?.seal(block));
     }
-    let begin = Instant::now();
-    rig.gpu.runtime.block_on(async {
-        let mut tasks = Vec::new();
-        for (t, buf) in bufs.into_iter().enumerate() {
-            let mine: Vec<u64> = keys.iter().copied().skip(t).step_by(in_flight).collect();
-            let (store, layout, failed) = (Arc::clone(&rig.checked), layout.clone(), Arc::clone(&failed));
-            tasks.push(tokio::spawn(async move {
-                for n in mine {
-                    let item =
-                        PutItem { key: key(n), layout: layout.clone(), digest: None, buf: buf.clone() };
-                    let failed = Arc::clone(&failed);
-                    let sink = PutSink::new(
-                        1,
-                        Arc::new(move |_: usize, a: kvstrata_core::Result<_>| {
-                            if let Err(e) = a {
-                                failed.lock().get_or_insert(e.to_string());
-                            }
-                        }),
-                    );
-                    store.put(Put { items: vec![item], deadline, affinity: gpu0() }, sink).await;
-                }
-            }));
+    let of = layout.clone();
+    let write = lanes(rig, &keys, bufs, move |store, n, buf| {
+        let item = PutItem { key: key(n), layout: of.clone(), digest: PutDigest::None, buf: buf.clone() };
+        async move {
+            let (answer, sink) = one_answer();
+            store.put(Put { items: vec![item], deadline, affinity: gpu0() }, sink).await;
+            match answer.lock().take() {
+                Some(Ok(_)) => Ok(buf),
+                other => Err(format!("a store: {other:?}")),
+            }
         }
-        for task in tasks {
-            task.await.expect("a task");
-        }
-    });
-    let write = begin.elapsed();
+    })?;
 
     let mut bufs: Vec<WriteBuf> = Vec::new();
     for _ in 0..in_flight {
         bufs.push(rig.gpu.poisoned(block)?);
     }
-    let begin = Instant::now();
-    rig.gpu.runtime.block_on(async {
-        let mut tasks = Vec::new();
-        for (t, buf) in bufs.into_iter().enumerate() {
-            let mine: Vec<u64> = keys.iter().copied().skip(t).step_by(in_flight).collect();
-            let (store, layout, failed) = (Arc::clone(&rig.checked), layout.clone(), Arc::clone(&failed));
-            tasks.push(tokio::spawn(async move {
-                let mut buf = Some(buf);
-                for n in mine {
-                    let Some(to) = buf.take() else { return };
-                    let item = GetItem { key: key(n), layout: layout.clone(), buf: to };
-                    let back = Arc::new(Mutex::new(None));
-                    let (at, failed) = (Arc::clone(&back), Arc::clone(&failed));
-                    let sink = GetSink::new(
-                        1,
-                        Arc::new(move |_: usize, a: Answer| match a {
-                            Answer::Loaded(loaded) => *at.lock() = Some(loaded.buf),
-                            other => drop(failed.lock().get_or_insert(format!("{other:?}"))),
-                        }),
-                    );
-                    store.get(Get { items: vec![item], deadline, affinity: gpu0() }, sink).await;
-                    buf = back.lock().take();
-                }
-            }));
+    let read = lanes(rig, &keys, bufs, move |store, n, buf| {
+        let item = GetItem { key: key(n), layout: layout.clone(), buf };
+        async move {
+            let (answer, sink) = one_answer();
+            store.get(Get { items: vec![item], deadline, affinity: gpu0() }, sink).await;
+            match answer.lock().take() {
+                Some(Answer::Loaded(loaded)) => Ok(loaded.buf),
+                other => Err(format!("a load: {other:?}")),
+            }
         }
-        for task in tasks {
-            task.await.expect("a task");
-        }
-    });
-    let read = begin.elapsed();
-    if let Some(why) = failed.lock().take() {
-        return Err(why.into());
-    }
+    })?;
     let remove = rig.gds.adapter().remove.ok_or("it removes")?;
     let keys: Vec<_> = keys.into_iter().map(key).collect();
     rig.gpu.runtime.block_on(remove.remove(keys.into(), deadline));
     Ok((write, read))
+}
+
+/// Does `one` for each key, as many at a time as there are buffers: each goes from one key to the next.
+fn lanes<B, F>(
+    rig: &Rig<'_>,
+    keys: &[u64],
+    bufs: Vec<B>,
+    one: impl Fn(Arc<dyn L2Store>, u64, B) -> F + Clone + Send + 'static,
+) -> Result<Duration, Failed>
+where
+    B: Send + 'static,
+    F: Future<Output = Result<B, String>> + Send + 'static,
+{
+    let begin = Instant::now();
+    let n = bufs.len();
+    rig.gpu.runtime.block_on(async {
+        let lane = |(t, mut buf): (usize, B)| {
+            let mine: Vec<u64> = keys.iter().copied().skip(t).step_by(n).collect();
+            let (store, one) = (Arc::clone(&rig.checked), one.clone());
+            tokio::spawn(async move {
+                for n in mine {
+                    buf = one(Arc::clone(&store), n, buf).await?;
+                }
+                Ok::<_, String>(())
+            })
+        };
+        let tasks: Vec<_> = bufs.into_iter().enumerate().map(lane).collect();
+        for task in tasks {
+            task.await.expect("a task")?;
+        }
+        Ok::<_, String>(())
+    })?;
+    Ok(begin.elapsed())
+}
+
+/// A sink for one answer, and where it will be.
+fn one_answer<T: Fail>() -> (Arc<Mutex<Option<T>>>, Sink<T>) {
+    let at = Arc::new(Mutex::new(None));
+    let to = Arc::clone(&at);
+    (at, Sink::new(1, Arc::new(move |_: usize, answer: T| *to.lock() = Some(answer))))
 }
 
 // --- files in memory --------------------------------------------------------------------------------------------------------
