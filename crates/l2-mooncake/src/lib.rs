@@ -24,8 +24,8 @@
 //! the same request. So a foreign reader gets the payload, and whatever is torn, replaced or foreign shows. Without digests
 //! objects are LMCache's in either of its forms.
 //!
-//! A store answers for each key: what Mooncake reports as stored is looked for, because it reports so too of a key that
-//! another writer has begun and left. A store that failed, or that was answered by its deadline first, is taken back.
+//! A store answers for each key. It looks first, because Mooncake reports as stored also what was there already and what another
+//! writer has begun and left. A store that failed, or that was answered by its deadline first, is taken back.
 //!
 //! What it deliberately does not do: it does not speak to the master or to the owners of segments itself, it does not start
 //! or configure Mooncake's processes, and it does not retry what the manager retries. A call waits for as long as its

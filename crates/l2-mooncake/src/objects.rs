@@ -1,17 +1,21 @@
 //! What a batch of objects is in the cluster: names, descriptions, and the order in which they come and go.
 //!
-//! Mooncake's stores are write-once, and a put of a key that is there, or that a writer who died has begun, is answered with
-//! success. So a store here looks first, takes away what is something else, puts, and looks again; what failed, or was
-//! answered while it went on, is taken away.
+//! Mooncake's stores are write-once, and a put of a key that is there, or that another writer has begun, is answered with
+//! success. So a store here looks first, takes away what is something else, puts, and looks again at what another had begun;
+//! what failed, or was answered while it went on, is taken away.
+//!
+//! It looks by a load into room that payloads do not fit in. That tells what is there from what was begun, brings the
+//! descriptions along, and leases nothing of what is new. Looking again at everything would lease each new object for ten
+//! seconds, in which a full pool cannot give it up, and says nothing of it but that nobody began it in between.
 
 mod load;
 
 use std::sync::Arc;
 
-use kvstrata_core::{Error, ErrorKind, ObjectKey, Result};
+use kvstrata_core::{ObjectKey, Result};
 use kvstrata_l2::{Keys, PutItem, PutSink, Stored};
 use kvstrata_mem::{Allocate, Pool, ReadBuf};
-use kvstrata_mooncake_sys::Source;
+use kvstrata_mooncake_sys::{Source, Target};
 
 use crate::gate::Gate;
 use crate::record::{Description, SUFFIX, lmcache_header};
@@ -47,6 +51,8 @@ struct Storing {
     position: usize,
     item: PutItem,
     name: String,
+    /// Another writer has begun it: what is said of our put has to be seen.
+    contested: bool,
 }
 
 impl Storing {
@@ -55,11 +61,35 @@ impl Storing {
     }
 }
 
-/// What is there of an object.
+/// How far a payload or a description is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct There {
-    payload: bool,
-    description: bool,
+enum Part {
+    Absent,
+    /// A writer has begun it, and goes on with it or is gone.
+    Begun,
+    There,
+}
+
+impl Part {
+    /// From what a load ended with that was to tell.
+    fn of(size: Result<u64, Code>) -> Result<Self, Code> {
+        match size {
+            Ok(_) | Err(Code::INVALID_PARAMS) => Ok(Self::There),
+            Err(Code::NOT_FOUND) => Ok(Self::Absent),
+            Err(Code::NOT_READY) => Ok(Self::Begun),
+            // Its owner is gone.
+            Err(code) if code.is_miss() => Ok(Self::There),
+            Err(code) => Err(code),
+        }
+    }
+}
+
+/// What is there of an object before it is stored.
+struct Before {
+    payload: Part,
+    /// Absent where objects have none.
+    description: Part,
+    says: Option<Description>,
 }
 
 impl Objects {
@@ -76,16 +106,23 @@ impl Objects {
         all
     }
 
-    fn there(&self, names: &[String]) -> Result<PerKey<There>> {
-        let n = names.len();
-        let mut found = self.route.exists(&self.with_descriptions(names))?;
-        let descriptions = found.split_off(n);
-        let described = |i: usize| descriptions.get(i).copied().unwrap_or(Ok(false));
-        Ok(found
-            .into_iter()
-            .enumerate()
-            .map(|(i, p)| Ok(There { payload: p?, description: described(i)? }))
-            .collect())
+    fn look(&self, all: &[Storing]) -> Result<PerKey<Before>> {
+        let n = all.len();
+        let names: Vec<_> = all.iter().map(|s| s.name.clone()).collect();
+        let asked = self.with_descriptions(&names);
+        let mut room = self.scratch.reserve(asked.len() * Description::LEN, Description::LEN)?;
+        let lens = (0..asked.len()).map(|i| if i < n { 1 } else { Description::LEN });
+        let mut to = Target::parts(&mut room, lens, Description::LEN);
+        let mut payloads = self.route.look(&asked, &mut to)?;
+        let descriptions = payloads.split_off(n);
+        let one = |i: usize, payload: Result<u64, Code>| {
+            let payload = Part::of(payload)?;
+            let size = descriptions.get(i).copied().unwrap_or(Err(Code::NOT_FOUND));
+            let read = |bytes: &mut [u8]| room.read_at((n + i) * Description::LEN, bytes);
+            let says = load::described(size, read, &all[i].item.key)?.ok();
+            Ok(Before { payload, description: Part::of(size)?, says })
+        };
+        Ok(payloads.into_iter().enumerate().map(|(i, payload)| one(i, payload)).collect())
     }
 
     /// Removes objects with their descriptions; per key whether its payload was there.
@@ -108,9 +145,18 @@ impl Objects {
 
     pub(crate) fn put(&self, items: Vec<(usize, PutItem)>, done: &PutSink) {
         let _within = self.gate.write(items.iter().map(|(_, item)| &item.key));
-        let open = items.into_iter().filter(|(position, _)| done.is_open(*position));
-        let all: Vec<_> =
-            open.map(|(position, item)| Storing { position, name: self.name(&item.key), item }).collect();
+        let mut all = Vec::with_capacity(items.len());
+        for (position, mut item) in items.into_iter().filter(|(position, _)| done.is_open(*position)) {
+            // Descriptions have it; nothing else keeps one.
+            if matches!(self.form, Form::Described)
+                && let Err(e) = item.digest()
+            {
+                drop(item);
+                done.answer(position, Err(e));
+                continue;
+            }
+            all.push(Storing { position, name: self.name(&item.key), item, contested: false });
+        }
         if all.is_empty() {
             return;
         }
@@ -123,15 +169,19 @@ impl Objects {
     }
 
     fn put_all(&self, all: Vec<Storing>, done: &PutSink) -> Result<()> {
-        let (fresh, stale) = self.sort(all, done)?;
-        let mut fresh = fresh;
+        let (mut fresh, stale) = self.sort(all, done)?;
         if !stale.is_empty() {
             let names: Vec<_> = stale.iter().map(|s| s.name.clone()).collect();
-            for (storing, removed) in stale.into_iter().zip(self.remove_names(&names)?) {
+            for (mut storing, removed) in stale.into_iter().zip(self.replace(&names)?) {
                 match removed {
-                    Ok(_) => fresh.push(storing),
-                    Err(code) => storing.refuse(code, done),
+                    Ok(()) => {}
+                    Err(Code::NOT_READY) => storing.contested = true,
+                    Err(code) => {
+                        storing.refuse(code, done);
+                        continue;
+                    }
                 }
+                fresh.push(storing);
             }
         }
         fresh.retain(|s| done.is_open(s.position));
@@ -139,9 +189,9 @@ impl Objects {
             return Ok(());
         }
         let names: Vec<_> = fresh.iter().map(|s| s.name.clone()).collect();
-        let written = self.write(&fresh, &names, done).and_then(|codes| self.confirm(&names, codes));
-        let written = match written {
-            Ok(per_key) => per_key,
+        let written = self.write(&fresh, &names, done).and_then(|codes| self.confirm(&fresh, codes));
+        let written: Vec<Result<()>> = match written {
+            Ok(codes) => codes.into_iter().map(|c| c.map_err(|code| code.error(PUT))).collect(),
             // Which of them were stored is not known.
             Err(e) => names.iter().map(|_| Err(e.clone())).collect(),
         };
@@ -168,33 +218,66 @@ impl Objects {
 
     /// Answers for what is there already; the rest is new, or has to take the place of something else.
     fn sort(&self, all: Vec<Storing>, done: &PutSink) -> Result<(Vec<Storing>, Vec<Storing>)> {
-        let names: Vec<_> = all.iter().map(|s| s.name.clone()).collect();
-        let (mut fresh, mut stale, mut compare) = (Vec::new(), Vec::new(), Vec::new());
-        for (storing, there) in all.into_iter().zip(self.there(&names)?) {
-            match (there, self.form) {
-                (Err(code), _) => storing.refuse(code, done),
-                (Ok(There { payload: false, description: false }), _) => fresh.push(storing),
-                (Ok(There { payload: true, description: true }), Form::Described) => compare.push(storing),
-                (Ok(_), Form::Described) => stale.push(storing),
-                // Nothing says what it is, and LMCache takes it for the same.
-                (Ok(_), _) => {
-                    done.answer(storing.position, Ok(Stored::Present));
-                }
-            }
-        }
-        let keys: Vec<_> = compare.iter().map(|s| (&s.item.key, &s.name)).collect();
-        let found = self.descriptions(&keys)?;
-        for (storing, found) in compare.into_iter().zip(found) {
+        let (mut fresh, mut stale) = (Vec::new(), Vec::new());
+        let before = self.look(&all)?;
+        for (mut storing, before) in all.into_iter().zip(before) {
             let PutItem { layout, digest, .. } = &storing.item;
-            match found {
-                Ok(Ok(d)) if d.layout == layout.id() && digest.is_none_or(|new| d.digest == Some(new)) => {
-                    done.answer(storing.position, Ok(Stored::Present));
+            let is_same = |d: &Description| {
+                d.layout == layout.id() && digest.known().is_none_or(|new| d.digest == Some(new))
+            };
+            let Before { payload, description, says } = match before {
+                Ok(before) => before,
+                Err(code) => {
+                    storing.refuse(code, done);
+                    continue;
                 }
-                Ok(_) => stale.push(storing),
-                Err(code) => storing.refuse(code, done),
+            };
+            storing.contested = payload == Part::Begun || description == Part::Begun;
+            // Where nothing says what it is, LMCache takes it for the same.
+            let is_whole = payload == Part::There
+                && (self.form != Form::Described || says.as_ref().is_some_and(is_same));
+            if is_whole {
+                done.answer(storing.position, Ok(Stored::Present));
+            } else if payload == Part::There || description == Part::There {
+                stale.push(storing);
+            } else {
+                fresh.push(storing);
             }
         }
         Ok((fresh, stale))
+    }
+
+    /// Takes away what is to be replaced. What another writer has begun meanwhile stays (`NOT_READY`).
+    fn replace(&self, names: &[String]) -> Result<PerKey<()>> {
+        let removed = self.route.remove(&self.with_descriptions(names))?;
+        let gone = |code: Result<(), Code>| match code {
+            Err(Code::NOT_FOUND) => Ok(()),
+            code => code,
+        };
+        let (payloads, descriptions) = removed.split_at(names.len());
+        let described = |i: usize| descriptions.get(i).copied().unwrap_or(Ok(()));
+        Ok(payloads.iter().enumerate().map(|(i, p)| gone(*p).and(gone(described(i)))).collect())
+    }
+
+    /// The put of a contested object was said to succeed also if the other writer's stands in its way: it counts if there is a
+    /// whole object. That of a writer who died is given up by the master after a while, and a later put gets its place.
+    fn confirm(&self, fresh: &[Storing], mut codes: PerKey<()>) -> Result<PerKey<()>> {
+        let contested: Vec<_> =
+            (0..fresh.len()).filter(|i| fresh[*i].contested && codes[*i].is_ok()).collect();
+        if contested.is_empty() {
+            return Ok(codes);
+        }
+        let names: Vec<_> = contested.iter().map(|i| fresh[*i].name.clone()).collect();
+        let there = self.route.exists(&self.with_descriptions(&names))?;
+        let (payloads, descriptions) = there.split_at(names.len());
+        for (n, i) in contested.into_iter().enumerate() {
+            codes[i] = match (payloads[n], descriptions.get(n).copied().unwrap_or(Ok(true))) {
+                (Ok(true), Ok(true)) => Ok(()),
+                (Ok(_), Ok(_)) => Err(Code::EXISTS),
+                (Err(code), _) | (_, Err(code)) => Err(code),
+            };
+        }
+        Ok(codes)
     }
 
     /// One request for all of them.
@@ -208,7 +291,8 @@ impl Objects {
                 let mut room = self.scratch.reserve(fresh.len() * Description::LEN, Description::LEN)?;
                 for (i, Storing { item, .. }) in fresh.iter().enumerate() {
                     let len = item.buf.len() as u64;
-                    let description = Description { len, layout: item.layout.id(), digest: item.digest };
+                    let description =
+                        Description { len, layout: item.layout.id(), digest: item.digest.known() };
                     room.write_at(i * Description::LEN, &description.encode(&item.key))?;
                 }
                 let len = room.len();
@@ -270,28 +354,6 @@ impl Objects {
         copied?;
         self.route.stats.copied(item.buf.len());
         Ok(whole.seal(len))
-    }
-
-    /// A put that was answered with success may have stored nothing: it counts if there is a whole object.
-    fn confirm(&self, names: &[String], codes: PerKey<()>) -> Result<Vec<Result<()>>> {
-        let mut out: Vec<Result<()>> = codes.into_iter().map(|c| c.map_err(|code| code.error(PUT))).collect();
-        let stored: Vec<_> = (0..names.len()).filter(|i| out[*i].is_ok()).collect();
-        if stored.is_empty() {
-            return Ok(out);
-        }
-        let asked: Vec<_> = stored.iter().map(|i| names[*i].clone()).collect();
-        let whole = There { payload: true, description: self.form == Form::Described };
-        for (i, there) in stored.into_iter().zip(self.there(&asked)?) {
-            out[i] = match there {
-                Ok(there) if there == whole => Ok(()),
-                Ok(_) => {
-                    let why = "it was said to be stored, and is not there: another writer has begun it, or it was evicted at once";
-                    Err(Error::new(ErrorKind::Busy, PUT, why))
-                }
-                Err(code) => Err(code.error(PUT)),
-            };
-        }
-        Ok(out)
     }
 
     /// Takes objects away whose stores failed or came too late.

@@ -178,6 +178,12 @@ impl Counted {
         complete(keys, self.inner.get_into(keys, to))
     }
 
+    /// A load that is to tell what is there, into room that payloads do not fit in.
+    pub(crate) fn look(&self, keys: &[String], to: &mut [Target<'_>]) -> Result<PerKey<u64>> {
+        self.stats.lookups.fetch_add(1, Ordering::Relaxed);
+        complete(keys, self.inner.get_into(keys, to))
+    }
+
     pub(crate) fn exists(&self, keys: &[String]) -> Result<PerKey<bool>> {
         self.stats.lookups.fetch_add(1, Ordering::Relaxed);
         complete(keys, self.inner.exists(keys))

@@ -1,6 +1,8 @@
 //! The adapter against its obligations: attached to a live client, also after that or the master was killed and restarted,
 //! and through a stand-in for the library.
 
+#[path = "common/again.rs"]
+mod again;
 mod common;
 
 use std::path::Path;
@@ -178,14 +180,16 @@ fn trials(mode: &str, suite: &Suite, shared_only: bool, why_not: Option<&str>) -
     cases.collect()
 }
 
-/// Also with every third key of every call held up by a fault injector around it: no promise may be lost by that. What
-/// faults that do change answers come to is in `live.rs`.
+/// Also with every third key of every call held up by a fault injector around it, and with calls that fail and miss what is there,
+/// for which somebody asks again: no promise may be lost by either. Faults that nobody makes good are
+/// in `live.rs`.
 fn with_faults(suite: Suite) -> Suite {
-    suite.layer("fault", |adapter, cx| {
+    let delayed = suite.layer("delays", |adapter, cx| {
         let delay = |op| Rule { every: Some(3), delay_ms: Some(1), ..Rule::new(op, Fault::Delay) };
         let config = FaultConfig::scripted(Op::ALL.into_iter().map(delay).collect());
         Injector::new(adapter, &config, cx.clone()).expect("an injector").adapter()
-    })
+    });
+    delayed.layer("faults", again::faults_and_patience)
 }
 
 fn stop(pid: u32) -> Arc<dyn Fn(bool) + Send + Sync> {

@@ -11,7 +11,8 @@ use kvstrata_core::ErrorKind;
 use kvstrata_l2_mooncake::{Attach, Capi, Code, Route};
 use kvstrata_mem::{Allocate, Pool, ReadBuf};
 use kvstrata_mooncake_sys::{Source, Target};
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use kvstrata_testkit::{gated, named};
+use libtest_mimic::Arguments;
 
 const LEN: usize = 200_000;
 
@@ -281,36 +282,23 @@ fn capi_5_nothing_touches_the_buffers_of_a_call_that_returned() {
 
 fn main() -> ExitCode {
     let args = Arguments::from_args();
-    let wheel = common::wheel().err();
     let compiler = std::process::Command::new("cc").arg("--version").output().err();
     let compiler = compiler.map(|e| format!("no C compiler (cc): {e}"));
-    macro_rules! tests {
-        ($absent:expr; $($name:ident)*) => {
-            vec![$(Trial::ignorable_test(stringify!($name), {
-                let absent = $absent.clone();
-                move || match absent {
-                    Some(why) => Ok(Completion::ignored_with(why)),
-                    None => match std::panic::catch_unwind($name) {
-                        Ok(()) => Ok(Completion::Completed),
-                        Err(_) => Err(Failed::from("it panicked; see above")),
-                    },
-                }
-            })),*]
-        };
-    }
-    let mut all = tests! { wheel;
+    let attach = named![
         attach_1_one_request_and_no_copy
         attach_2_an_entry_for_each_key_in_order
         attach_3_a_call_fails_whole_or_by_key
         attach_4_regions_are_registered_once_and_again_if_forgotten
         attach_5_nothing_touches_the_buffers_of_a_call_that_returned
-    };
-    all.extend(tests! { compiler;
+    ];
+    let capi = named![
         capi_1_one_request_and_no_copy
         capi_2_an_entry_for_each_key_in_order
         capi_3_a_call_fails_whole_or_by_key
         capi_4_regions_are_registered_once_and_given_up_at_the_end
         capi_5_nothing_touches_the_buffers_of_a_call_that_returned
-    });
+    ];
+    let mut all = gated::trials(common::wheel().err().as_deref(), &attach);
+    all.extend(gated::trials(compiler.as_deref(), &capi));
     libtest_mimic::run(&args, all).exit_code()
 }

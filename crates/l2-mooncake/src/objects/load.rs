@@ -256,7 +256,7 @@ fn fits(size: Result<u64, Code>, len: u64) -> Result<Result<(), Miss>> {
 }
 
 /// A description from what a load of it ended with.
-fn described(
+pub(super) fn described(
     size: Result<u64, Code>,
     read: impl FnOnce(&mut [u8]) -> Result<()>,
     key: &ObjectKey,

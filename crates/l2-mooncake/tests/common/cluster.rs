@@ -99,6 +99,8 @@ impl Cluster {
                 format!("--rpc_port={master}"),
                 "--metrics_host=127.0.0.1".into(),
                 format!("--metrics_port={metrics}"),
+                // 30 unless set: so long a key stays with a writer that died.
+                "--put_start_discard_timeout_sec=5".into(),
             ],
         ));
         self.wait("the master", || self.get("/health").is_some_and(|h| h.contains("\"service_ready\":true")));
