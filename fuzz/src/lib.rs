@@ -14,7 +14,7 @@ use kvstrata_disk::{Block, HEADER_BYTES, Header, Manifest, rewrite_index, rewrit
 use kvstrata_lmcache_files as lmcache_files;
 use kvstrata_lmcache_files::classic::ClassicName;
 use kvstrata_lmcache_files::flat::{self, Models};
-use kvstrata_server::wire::{Operation, read_request, request_parts};
+use kvstrata_server::wire::{Operation, read_answer, read_request, reply_parts, request_parts};
 use kvstrata_testkit::trace;
 use kvstrata_zmtp::{Decoder, Event};
 
@@ -315,7 +315,7 @@ pub fn zmtp(data: &[u8]) -> bool {
 }
 
 /// The arguments of a request of LMCache's clients: an operation's place in the list, then each argument behind its length
-/// in two bytes. What is read is written and read again as the same.
+/// in two bytes. What is read is written and read again as the same. The first argument is read as an answer, too.
 pub fn lmcache_wire(data: &[u8]) -> bool {
     let Some((&op, mut rest)) = data.split_first() else { return false };
     let op = Operation::ALL[usize::from(op) % Operation::ALL.len()];
@@ -324,6 +324,12 @@ pub fn lmcache_wire(data: &[u8]) -> bool {
         let len = usize::from(u16::from_be_bytes(*len)).min(after.len());
         arguments.push(bytes::Bytes::copy_from_slice(&after[..len]));
         rest = &after[len..];
+    }
+    if let Some(result) = arguments.first()
+        && let Ok(reply) = read_answer(op, &[op.part(), result.clone()])
+    {
+        let parts = reply_parts(bytes::Bytes::new(), op, &reply);
+        assert_eq!(read_answer(op, &parts[1..]), Ok(reply), "read again");
     }
     let request = match read_request(op, &arguments) {
         Ok(request) => request,

@@ -6,8 +6,12 @@
 //! this library, so that the tests do a little of it every time.
 #![forbid(unsafe_code)]
 
+pub mod census;
 pub mod faults;
 pub mod kill;
+pub mod live;
 pub mod report;
 pub mod rot;
 pub mod shelf;
+pub mod soak;
+pub mod torn;

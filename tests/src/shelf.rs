@@ -8,8 +8,8 @@ use kvstrata_core::{Affinity, Instant, KeyScope, KvRank, Layout, ObjectKey, Resu
 use kvstrata_disk::{StoreStats, Writer};
 use kvstrata_io::OsDisk;
 use kvstrata_l2::{
-    Adapter, Answer, Checked, Context, Found, Get, GetItem, GetSink, Miss, Put, PutItem, PutSink, Stored,
-    Verify,
+    Adapter, Answer, Checked, Context, Found, Get, GetItem, GetSink, Miss, Put, PutDigest, PutItem, PutSink,
+    Stored, Verify,
 };
 use kvstrata_l2_fs::{FsConfig, FsStore, LayoutChoice, Sync, open_os};
 use kvstrata_l2_paths::{Member, Paths, PathsOptions};
@@ -170,7 +170,7 @@ impl Shelf {
             let len = layout.bytes() as usize;
             let mut buf = self.pool.reserve(len, UNIT).expect("room for a batch");
             payload::write(&key, &mut buf).expect("host memory");
-            PutItem { key, layout, digest: None, buf: buf.seal(len) }
+            PutItem { key, layout, digest: PutDigest::None, buf: buf.seal(len) }
         };
         let items: Vec<_> = ids.iter().map(item).collect();
         let got = Arc::new(Mutex::new((0..items.len()).map(|_| None).collect::<Vec<_>>()));

@@ -3,7 +3,6 @@
 //! A program of its own, because what is counted is the process's. It runs itself again with an allocator and a thread
 //! library that keep no memory in reserve: what they cache would be counted, too.
 
-use std::collections::BTreeMap;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use kvstrata_l2::Keys;
 use kvstrata_manager::{Grant, Layouts, LoadMode, Manager, Reserved, StoredHook};
 use kvstrata_mem::{Allocate, MemfdRegion, MmapRegion, Region, RegionOptions, ShmRegion, Slab, Stale};
 use kvstrata_testkit::{payload, trace};
+use kvstrata_tests::census::Census;
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::{Builder, Runtime};
 
@@ -27,46 +27,6 @@ const RESERVES: (&str, &str) = (
     "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=1073741824:glibc.pthread.stack_cache_size=0",
 );
 
-/// What the process holds of the system's.
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Census {
-    /// What the descriptors are of, and how many of each.
-    descriptors: BTreeMap<String, usize>,
-    threads: usize,
-    /// Mappings of files and shared memory.
-    named: BTreeMap<String, usize>,
-    /// Bytes of all other mappings but the heap: the kernel joins and splits those as it likes, so their number says little.
-    anonymous: u64,
-}
-
-impl Census {
-    fn take() -> Self {
-        let mut census =
-            Self { descriptors: BTreeMap::new(), threads: 0, named: BTreeMap::new(), anonymous: 0 };
-        for entry in std::fs::read_dir("/proc/self/fd").expect("descriptors") {
-            // The one of this listing is gone by the time that it is looked at, or is among all of them alike.
-            let Ok(target) = std::fs::read_link(entry.expect("a descriptor").path()) else { continue };
-            let what = target.to_string_lossy().trim_end_matches(|c: char| c.is_ascii_digit()).to_owned();
-            *census.descriptors.entry(what).or_default() += 1;
-        }
-        census.threads = std::fs::read_dir("/proc/self/task").expect("threads").count();
-        let maps = std::fs::read_to_string("/proc/self/maps").expect("mappings");
-        for line in maps.lines() {
-            let mut fields = line.split_whitespace();
-            let (from, to) = fields.next().and_then(|range| range.split_once('-')).expect("a range");
-            let at = |hex| u64::from_str_radix(hex, 16).expect("an address");
-            match fields.nth(4) {
-                Some("[heap]" | "[stack]") => {}
-                Some(name) if !name.starts_with("[anon") => {
-                    *census.named.entry(name.to_owned()).or_default() += 1;
-                }
-                _ => census.anonymous += at(to) - at(from),
-            }
-        }
-        census
-    }
-}
-
 /// Runs `cycle` again and again, and compares what the process holds before with what it holds afterwards.
 fn leaves_nothing(cycle: impl FnMut(usize)) -> Result<(), Failed> {
     leaves_nothing_in(CYCLES, Duration::from_secs(10), cycle)
@@ -77,12 +37,12 @@ fn leaves_nothing_in(cycles: usize, patience: Duration, mut cycle: impl FnMut(us
     // A thread that ended is seen for a moment longer.
     let settled = |wanted: Option<&Census>| {
         let end = Instant::now() + patience;
-        let mut last = Census::take();
+        let mut last = Census::take("self");
         loop {
             std::thread::sleep(Duration::from_millis(20));
             // The stack of a thread that nobody waits for is unmapped when the next one ends.
             std::thread::spawn(|| ()).join().expect("a thread that does nothing");
-            let now = Census::take();
+            let now = Census::take("self");
             if wanted.map_or(now == last, |wanted| now == *wanted) || Instant::now() > end {
                 return now;
             }

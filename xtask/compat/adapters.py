@@ -199,12 +199,16 @@ def live():
     e = Engine()
     chunk = e.chunk
     counts = {"rounds": 0, "hits": 0, "stores": 0, "wrong_blocks": 0, "failed": 0, "exceptions": 0}
+    number, newest = -1, 64
     print("live", flush=True)
     while not stop.is_set():
         counts["rounds"] += 1
-        # Old prompts come back, and new ones are added.
-        newest = counts["rounds"] // 8 + 8
-        tokens = prompt(1000 + counts["rounds"] * 5 % newest, 3 * chunk)
+        # Old prompts come back in turn, and each time some new ones. Between a kill and the scheduler's next ping, which tells it
+        # that all is well, it finds nothing and what is computed anew is stored anew: no prompt comes back as soon as that.
+        number += 1
+        if number == newest:
+            number, newest = 0, newest + 8
+        tokens = prompt(1000 + number, 3 * chunk)
         request = e.request()
         try:
             found = e.lookup(request, tokens, 5)

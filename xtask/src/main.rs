@@ -18,6 +18,8 @@
 //! cargo xtask sim ..       plays seeds of the simulation; `--help` says how
 //! cargo xtask faults ..    a million faults below the digest check, over memory and over files
 //! cargo xtask kill ..      kills a process that stores, and looks at what it leaves
+//! cargo xtask torn ..      kills clients of `kvstrata serve` while they write, and looks for what they left
+//! cargo xtask soak ..      lets a thousand clients of `kvstrata serve` come and go, and looks at what it holds then
 //! cargo xtask rot ..       lets a store's files rot, and looks at what is delivered
 //! ```
 //!

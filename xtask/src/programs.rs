@@ -5,11 +5,20 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 
 /// Binaries of the package `kvstrata-tests`.
-pub(crate) const NAMES: &[&str] = &["faults", "kill", "rot", "sim"];
+pub(crate) const NAMES: &[&str] = &["faults", "kill", "rot", "sim", "soak", "torn"];
+
+/// Those that start the command itself, which lies beside them then.
+const SERVED: &[&str] = &["soak", "torn"];
 
 /// Builds and runs one of them; its exit code is ours.
 pub(crate) fn run(name: &str, args: &[String]) -> Result<ExitCode> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    if SERVED.contains(&name) {
+        let built = Command::new(&cargo).args(["build", "--quiet", "--release", "-p", "kvstrata"]).status();
+        if !built.context("build kvstrata")?.success() {
+            return Ok(ExitCode::FAILURE);
+        }
+    }
     let status = Command::new(cargo)
         .args(["run", "--quiet", "--release", "-p", "kvstrata-tests", "--bin", name, "--"])
         .args(args)

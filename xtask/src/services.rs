@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -92,7 +92,12 @@ impl Mooncake {
         .context("python3 is missing. Run: apt-get install python3 python3-pip")?
         .success()
         .then_some(())
-        .with_context(|| format!("pip could not fetch {PACKAGE} {VERSION}"))?;
+        .with_context(|| {
+            format!(
+                "pip could not fetch {PACKAGE} {VERSION}; above is what it says. Without pip run: apt-get install python3-pip. \
+                 Otherwise see that its package index can be reached and run this again"
+            )
+        })?;
         let wheel = fs::read_dir(&fresh)?.filter_map(Result::ok).map(|e| e.path());
         let wheel = wheel
             .into_iter()
@@ -156,6 +161,13 @@ impl Mooncake {
             println!("it runs already");
             return Ok(());
         }
+        for (name, port) in PORTS {
+            TcpListener::bind(("127.0.0.1", port)).with_context(|| {
+                format!(
+                    "port {port}, of the {name}, is taken. If an earlier start left something: cargo xtask services mooncake stop"
+                )
+            })?;
+        }
         let [(_, master), (_, client), (_, metrics)] = PORTS;
         self.spawn(
             "mooncake_master",
@@ -216,10 +228,11 @@ impl Mooncake {
     fn check(&self) -> Result<()> {
         let [_, (_, client), (_, metrics)] = PORTS;
         if !healthy(metrics) {
-            bail!("no master is healthy at port {metrics}");
+            bail!("no master is healthy at port {metrics}; cargo xtask services mooncake starts one");
         }
-        TcpStream::connect(("127.0.0.1", client))
-            .with_context(|| format!("no client listens at port {client}"))?;
+        TcpStream::connect(("127.0.0.1", client)).with_context(|| {
+            format!("no client listens at port {client}; cargo xtask services mooncake starts one")
+        })?;
         println!("the master is healthy, and the client listens");
         Ok(())
     }

@@ -51,7 +51,7 @@ impl IntoResponse for Failure {
 }
 
 /// Paths that LMCache's server has and this one has not, by how they begin, and why.
-const ABSENT: [(&str, &str); 8] = [
+const ABSENT: [(&str, &str); 7] = [
     ("/run_script", "this server runs no code that a client sends"),
     ("/reconfigure", "adapters are set up at the start; change the configuration and start again"),
     ("/metrics/reset", "counters only grow; take differences"),
@@ -59,7 +59,6 @@ const ABSENT: [(&str, &str); 8] = [
     ("/loglevel", "the log level is set at the start"),
     ("/threads", "there are no Python threads"),
     ("/periodic-threads", "there are no periodic threads"),
-    ("/cache/prefetches", "warm prefetches are not there yet; a lookup loads what L2 has"),
 ];
 
 /// A path that is not there.

@@ -11,6 +11,8 @@
 //! | `GET /metrics` | OpenMetrics text for Prometheus |
 //! | `POST /cache/clear` | empties L1 |
 //! | `GET`, `DELETE /cache/objects` | the objects of an adapter, a page at a time; removes some by key |
+//! | `POST /cache/prefetches`, `GET /cache/prefetches/{id}` | loads what L2 has of a prompt into L1, and says how far it is |
+//! | `POST /cache/checksums` | digests of blocks of a worker's own KV cache |
 //! | `GET /quota`, `GET`, `PUT`, `DELETE /quota/{salt}` | what tenants may hold and do hold; `_default` is the empty salt |
 //!
 //! ```
@@ -46,6 +48,7 @@ mod cache;
 mod checksums;
 mod error;
 mod info;
+mod prefetches;
 mod quota;
 mod state;
 
@@ -59,6 +62,7 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 use tower_http::timeout::TimeoutLayer;
 
+pub use prefetches::{Prefetch, Prefetched};
 pub use state::{Admin, Listed};
 
 /// The largest body that is read, in bytes: 10 000 keys of a removal, and room to spare.
@@ -82,6 +86,8 @@ pub fn router(admin: Admin) -> Router {
         .route("/cache/clear", post(cache::clear))
         .route("/cache/checksums", post(checksums::checksums))
         .route("/cache/objects", get(cache::list).delete(cache::remove))
+        .route("/cache/prefetches", post(prefetches::submit))
+        .route("/cache/prefetches/{id}", get(prefetches::status))
         .route("/quota", get(quota::all))
         .route("/quota/{salt}", get(quota::one).put(quota::set).delete(quota::unset))
         .fallback(error::nothing_here)

@@ -9,6 +9,8 @@ use kvstrata_metrics::Metrics;
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value};
 
+use crate::prefetches::{Prefetch, Prefetched};
+
 /// An adapter as the listing shows it.
 #[derive(Clone, Debug)]
 pub struct Listed {
@@ -35,6 +37,7 @@ pub(crate) struct Parts {
     pub(crate) commit: String,
     pub(crate) more: Arc<dyn Fn() -> Map<String, Value> + Send + Sync>,
     pub(crate) checksums: Option<Arc<crate::checksums::Checksums>>,
+    pub(crate) prefetches: Option<crate::prefetches::Prefetches>,
 }
 
 impl Admin {
@@ -52,6 +55,7 @@ impl Admin {
             commit: String::new(),
             more: Arc::new(Map::new),
             checksums: None,
+            prefetches: None,
         }))
     }
 
@@ -103,6 +107,17 @@ impl Admin {
         + 'static,
     ) -> Self {
         self.with(|p| p.checksums = Some(Arc::new(checksums)))
+    }
+
+    /// With loads ahead of time: `submit` begins one and gives its name and its chunks, or nothing for a prompt that fills no
+    /// chunk; `status` says how far it is, and nothing of a name that it does not know.
+    #[must_use]
+    pub fn with_prefetches(
+        self,
+        submit: impl Fn(&Prefetch) -> kvstrata_core::Result<Option<(String, usize)>> + Send + Sync + 'static,
+        status: impl Fn(&str) -> Option<Prefetched> + Send + Sync + 'static,
+    ) -> Self {
+        self.with(|p| p.prefetches = Some((Arc::new(submit), Arc::new(status))))
     }
 
     /// With more of `/status`, at its top: sessions, workers, `cache_context_meta`. What it names replaces what stands

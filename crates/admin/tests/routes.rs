@@ -5,8 +5,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Method, Request, StatusCode};
-use kvstrata_admin::{Admin, Listed, router};
-use kvstrata_core::{ChunkHash, KeyMask, KeyScope, KvRank, Layout, ObjectKey};
+use kvstrata_admin::{Admin, Listed, Prefetch, Prefetched, router};
+use kvstrata_core::{ChunkHash, Error, ErrorKind, KeyMask, KeyScope, KvRank, Layout, ObjectKey};
 use kvstrata_l2::Context;
 use kvstrata_l2_mock::{Mock, MockConfig};
 use kvstrata_manager::{AdapterOptions, Grant, Layouts, Manager, Options, Parts, Reserved};
@@ -186,6 +186,9 @@ async fn bad_requests_name_what_is_wrong_and_change_nothing() {
         (Method::PUT, "/quota/team", json!({ "limit_gb": -1 }).to_string(), 400, "limit_gb"),
         (Method::PUT, "/quota/team", json!({ "limit_gb": 1 }).to_string(), 501, "IsolatedLRU"),
         (Method::POST, "/run_script", String::new(), 501, "runs no code"),
+        (Method::POST, "/cache/checksums", "{}".into(), 501, "memory"),
+        (Method::POST, "/cache/prefetches", json!({ "model_name": "m" }).to_string(), 422, "world_size"),
+        (Method::GET, "/cache/prefetches/x", String::new(), 501, "ahead of time"),
         (Method::GET, "/nothing", String::new(), 404, "nothing here"),
         (Method::POST, "/status", String::new(), 405, ""),
         (Method::DELETE, "/cache/objects", "x".repeat(9 << 20), 413, ""),
@@ -223,6 +226,96 @@ async fn quotas_come_and_go() {
         assert_eq!(body, json!({ "cache_salt": "team", "status": is }));
     }
     assert_eq!(get(&routes, "/quota/team").await["exists"], false);
+}
+
+#[tokio::test]
+async fn prompts_are_loaded_ahead_of_time_and_their_end_is_told_in_lmcaches_words() {
+    let (manager, _) = stack(1, "lru").await;
+    let submit = |wanted: &Prefetch| match wanted.model_name.as_str() {
+        "nobody" => Err(Error::new(ErrorKind::Unavailable, "load", "no worker has said")),
+        "a@b" => Err(Error::invalid("load", "no name").with("model_name", "a@b")),
+        _ if wanted.token_ids.len() < 4 => Ok(None),
+        _ => Ok(Some((format!("{}-{}", wanted.cache_salt, wanted.world_size), wanted.token_ids.len() / 4))),
+    };
+    let ask = |id: &str| match id {
+        "team-2" => Some(Prefetched::Pending),
+        "-1" => Some(Prefetched::Completed { found: 3, total: 4 }),
+        _ => None,
+    };
+    let routes = router(Admin::new(manager).with_prefetches(submit, ask));
+    let body = |model: &str, tokens: usize| json!({ "model_name": model, "world_size": 1, "token_ids": vec![7; tokens] });
+    let mut salted = body("m", 9);
+    (salted["cache_salt"], salted["world_size"]) = ("team".into(), 2.into());
+    let mut up = body("m", 9);
+    (up["source_tier"], up["target_tier"]) = ("l2".into(), "l1".into());
+    let mut down = body("m", 9);
+    down["target_tier"] = "l2".into();
+    for (body, status, answer) in [
+        (salted, 202, json!({ "request_id": "team-2", "chunks": 2, "status": "submitted" })),
+        (up, 202, json!({ "request_id": "-1", "chunks": 2, "status": "submitted" })),
+        (body("m", 3), 202, json!({ "chunks": 0, "status": "noop" })),
+        (body("nobody", 9), 503, json!("no worker has said")),
+        (body("a@b", 9), 400, json!("model_name")),
+        (down, 400, json!("target_tier")),
+        (body("m", 1_000_001), 400, json!("token_ids")),
+        (json!({ "model_name": "m", "world_size": 1, "token_ids": [-1] }), 422, json!("token_ids")),
+    ] {
+        let (got, said) = call(&routes, Method::POST, "/cache/prefetches", body.to_string()).await;
+        assert_eq!(got.as_u16(), status, "{said}");
+        match answer.as_str() {
+            Some(words) => assert!(said["detail"].as_str().unwrap().contains(words), "{said}"),
+            None => assert_eq!(said, answer),
+        }
+    }
+    let pending = json!({ "request_id": "team-2", "status": "pending" });
+    assert_eq!(get(&routes, "/cache/prefetches/team-2").await, pending);
+    let done = json!({ "request_id": "-1", "status": "completed", "found_keys": 3, "total_keys": 4 });
+    assert_eq!(get(&routes, "/cache/prefetches/-1").await, done);
+    let (status, said) = call(&routes, Method::GET, "/cache/prefetches/other", Body::empty()).await;
+    assert_eq!(status, StatusCode::NOT_FOUND, "{said}");
+}
+
+#[tokio::test]
+async fn digests_of_a_workers_blocks_are_shown_as_one_list_or_by_layer() {
+    let (manager, _) = stack(1, "lru").await;
+    let digests = |instance: i64, blocks: &[i64], per_digest: usize, layerwise: bool| {
+        if instance != 7 {
+            return Err(Error::new(ErrorKind::NotFound, "digest blocks", "no such worker"));
+        }
+        if per_digest == 0 {
+            return Err(
+                Error::invalid("digest blocks", "a digest is of a block at least").with("chunk_size", 0)
+            );
+        }
+        let one =
+            |layer: usize| blocks.chunks(per_digest).map(|c| format!("{layer}:{c:?}")).collect::<Vec<_>>();
+        Ok((0..if layerwise { 2 } else { 1 }).map(one).collect())
+    };
+    let routes = router(Admin::new(manager).with_checksums(digests));
+    let ask = |body: Value| call(&routes, Method::POST, "/cache/checksums", body.to_string());
+    let asked = json!({ "instance_id": 7, "block_ids": [4, 5, 6, 9], "chunk_size": 2 });
+    let (status, whole) = ask(asked.clone()).await;
+    assert_eq!(status, StatusCode::OK, "{whole}");
+    assert_eq!(
+        whole,
+        json!({
+            "status": "success", "chunk_size": 2, "num_chunks": 2, "layerwise": false,
+            "chunk_checksums": ["0:[4, 5]", "0:[6, 9]"], "block_id_ranges": [[4, 6], 9],
+        })
+    );
+    let mut by_layer = asked;
+    by_layer["layerwise"] = true.into();
+    let (_, layers) = ask(by_layer).await;
+    assert_eq!(layers["chunk_checksums"]["layer_1"], json!(["1:[4, 5]", "1:[6, 9]"]));
+    for (body, status, says) in [
+        (json!({ "instance_id": 8, "block_ids": [1], "chunk_size": 1 }), 404, "worker"),
+        (json!({ "instance_id": 7, "block_ids": [1] }), 400, "chunk_size"),
+        (json!({ "instance_id": 7, "block_ids": "all" }), 422, "block_ids"),
+    ] {
+        let (got, said) = ask(body).await;
+        assert_eq!(got.as_u16(), status, "{said}");
+        assert!(said.to_string().contains(says), "{said}");
+    }
 }
 
 #[tokio::test]

@@ -51,6 +51,8 @@ pub use kvstrata_manager as manager;
 pub use kvstrata_mem as mem;
 #[cfg(feature = "metrics")]
 pub use kvstrata_metrics as metrics;
+#[cfg(feature = "otlp")]
+pub use kvstrata_otlp as otlp;
 #[cfg(feature = "policy")]
 pub use kvstrata_policy as policy;
 #[cfg(feature = "server")]

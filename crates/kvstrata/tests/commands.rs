@@ -329,6 +329,9 @@ fn bench_compares_files_with_plain_calls_and_cleans_up() {
         assert!(f["plain"]["store_gbps"].as_f64().is_some_and(|n| n > 0.0), "{f}");
         assert_eq!(f["plain"]["threads"], if direct { 2 } else { 4 });
         assert!(direct || f["plain"]["direct_read"] == false);
+        for field in ["store_gbps", "load_gbps", "store_percent", "load_percent"] {
+            assert!(f["device"][field].as_f64().is_some_and(|n| n > 0.0), "{field} in {f}");
+        }
         for field in ["wrong_bytes", "failed_stores", "failed_loads", "failed_lookups", "unverified_loads"] {
             assert_eq!(f[field], 0, "{field} in {f}");
         }
@@ -434,7 +437,7 @@ fn bench_gpu_checks_what_it_is_given_and_says_what_is_missing() {
     // Where there is a GPU, `cargo xtask test-gpu` looks further.
     if kvstrata_cuda::Cuda::open().is_err() {
         let (_, said) = run(1, &["bench", "gpu", "--path", text(dir.path())]);
-        assert!(said.contains("CUDA"), "{said}");
+        assert!(said.contains("CUDA") && said.contains("nvidia-smi"), "{said}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was made");
     }
 }

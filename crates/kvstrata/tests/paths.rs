@@ -54,6 +54,20 @@ fn a_replay_over_two_local_disks_leaves_no_pin_and_finds_all_again() {
         let listed = json_of(&["ls", text(&dir.path().join(path))]);
         assert!(listed["objects"].as_u64().is_some_and(|n| n > 10), "both take part: {listed}");
     }
+    let objects = |paths: &[&str]| {
+        let listed = json_of(&[&["ls"], paths].concat());
+        assert_eq!(
+            listed["entries"].as_array().map(Vec::len),
+            listed["objects"].as_u64().map(|n| n as usize)
+        );
+        listed["objects"].as_u64().expect("a number")
+    };
+    let [a, b] = ["a", "b"].map(|path| dir.path().join(path));
+    assert_eq!(
+        objects(&[text(&a), text(&b)]),
+        objects(&[text(&a)]) + objects(&[text(&b)]),
+        "by_key: each in one"
+    );
     // Another rule, and all that was stored is found.
     let again = replay("by_gpu");
     assert_eq!((&again["wrong_bytes"], &again["pins_left"]), (&json!(0), &json!(0)));

@@ -68,7 +68,7 @@ impl fmt::Debug for Lookup {
 pub enum LoadAnswer {
     /// The bytes, pinned.
     Hit(Pin),
-    /// It is not there. In [`LoadMode::Prefix`] also every key behind the first gap ([`Miss::Absent`]).
+    /// It is not there. In modes of a prefix also every key behind the first gap ([`Miss::Absent`]).
     Miss(Miss),
     /// It could not be had: an error of the adapter, no room in L1, or no answer by the deadline.
     Failed(Error),
@@ -221,6 +221,8 @@ impl Manager {
             });
             Plan { sources: Vec::new(), admit: Admit::Temporary }
         });
+        let admit = if mode == LoadMode::Warm { Admit::Retained } else { admit };
+        let prefix = mode != LoadMode::Any;
         sources.resize(keys.len(), None);
         let (send, arriving) = mpsc::unbounded_channel();
         let mut ready = VecDeque::new();
@@ -244,7 +246,7 @@ impl Manager {
             ));
         }
         let gap = (0..keys.len()).find(|i| !resident.get(*i) && sources[*i].is_none()).unwrap_or(keys.len());
-        if mode == LoadMode::Prefix {
+        if prefix {
             sources[gap..].fill(None);
         }
         let mut batches: Vec<Vec<(usize, GetItem)>> = tiers.iter().map(|_| Vec::new()).collect();
@@ -267,7 +269,7 @@ impl Manager {
                 // In a prefix nothing behind the first chunk without room is of use.
                 Err(e) => {
                     inner.with(|m| m.stats.load_no_space += 1);
-                    if mode == LoadMode::Prefix {
+                    if prefix {
                         full = Some(e.clone());
                     }
                     ready.push_back((i, LoadAnswer::Failed(e)));

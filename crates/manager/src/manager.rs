@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kvstrata_core::{Affinity, Error, ErrorKind, Instant, KeyMask, ObjectKey, Result};
 use kvstrata_evict::{Admission, Contained, EvictionPolicy};
-use kvstrata_l2::{Adapter, Call, Context, Put, PutItem, PutSink, Stored, Timer, all};
+use kvstrata_l2::{Adapter, Call, Context, Put, PutDigest, PutItem, PutSink, Stored, Timer, all};
 use kvstrata_mem::sync::{Mutex, RwLock};
 use kvstrata_mem::{Allocate, SpaceWatch};
 use kvstrata_policy::{L2Id, LoadTime, PrefetchPolicy, StorePolicy};
@@ -150,8 +150,10 @@ impl Inner {
                 .answer_rest(|_| Err(Error::new(ErrorKind::Closed, "store", "the adapter was removed")));
         };
         let deadline = self.timer.now() + self.machine.lock().options.store_timeout;
-        let items =
-            items.into_iter().map(|(key, layout, buf)| PutItem { key, layout, digest: None, buf }).collect();
+        let items = items
+            .into_iter()
+            .map(|(key, layout, buf)| PutItem { key, layout, digest: PutDigest::None, buf })
+            .collect();
         let late = sink.clone();
         let work = async move { adapter.store.put(Put { items, deadline, affinity }, sink).await };
         self.bounded(deadline, work, move || {

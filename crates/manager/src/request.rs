@@ -131,6 +131,9 @@ pub enum LoadMode {
     Prefix,
     /// Every key that somebody has is loaded.
     Any,
+    /// As `Prefix`, and what is loaded stays in L1 if there is room, whatever the prefetch policy says: for those who load
+    /// ahead of time, and read nothing.
+    Warm,
 }
 
 /// How keys were deleted.

@@ -136,6 +136,7 @@ fn transfers(page: &mut Page<'_>, c: &Counts) -> fmt::Result {
             .map(|(what, n)| (vec![("what", what)], n)),
     )?;
     for (name, help, n) in [
+        ("hashed_chunks", "Chunks whose tokens were hashed, once per request of an engine", c.chunks_hashed),
         ("chunks_declined", "Chunks that were refused room", c.chunks_declined),
         (
             "leases_lapsed",

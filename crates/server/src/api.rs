@@ -1,9 +1,10 @@
 //! What clients ask and what they are told, whatever the wire.
 
+use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kvstrata_core::{DType, Error, KeyScope, KvRank, Result};
-use std::sync::Arc;
 
 /// The tokens of a prompt as big-endian `u32`s, one after the other: what chunk hashes are made of.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -207,6 +208,27 @@ pub struct EngineGroup {
     pub recurrent: bool,
 }
 
+/// What an engine says of its layout under one name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Hint {
+    /// A word.
+    Text(String),
+    /// A number.
+    Int(i64),
+}
+
+impl From<&str> for Hint {
+    fn from(text: &str) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+impl From<i64> for Hint {
+    fn from(n: i64) -> Self {
+        Self::Int(n)
+    }
+}
+
 /// How an LMCache-driven worker's KV cache looks.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LmcacheDriven {
@@ -220,8 +242,8 @@ pub struct LmcacheDriven {
     pub world_size: i64,
     /// `vllm`, `sglang`, …
     pub engine: String,
-    /// What the engine says of its layout: `kv_layout` and such, texts only.
-    pub hints: Vec<(String, String)>,
+    /// What the engine says of its layout: `kv_layout` and such, as far as it is text or a number.
+    pub hints: Vec<(String, Hint)>,
     /// Its groups of layers.
     pub groups: Vec<EngineGroup>,
 }
@@ -340,9 +362,9 @@ pub enum Reply {
     /// A number.
     Int(u64),
     /// A text.
-    Text(&'static str),
+    Text(Cow<'static, str>),
     /// Texts.
-    Texts(Vec<&'static str>),
+    Texts(Vec<Cow<'static, str>>),
     /// The pool to map; an empty name if there is none.
     Pool {
         /// Its POSIX name.

@@ -18,8 +18,8 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    /// Makes sure that the first `chunks` chunks of the prompt have hashes.
-    pub(crate) fn cover(&mut self, hasher: &ChunkHasher, tokens: &Tokens, chunks: usize) {
+    /// Makes sure that the first `chunks` chunks of the prompt have hashes; how many had to be made.
+    pub(crate) fn cover(&mut self, hasher: &ChunkHasher, tokens: &Tokens, chunks: usize) -> usize {
         let chunk = hasher.chunk_tokens() * 4;
         let all = tokens.as_be_bytes();
         let want = chunks.min(all.len() / chunk) * chunk;
@@ -28,17 +28,19 @@ impl Chain {
             *self = Self::default();
         }
         if want <= self.covered {
-            return;
+            return 0;
         }
+        let made = (want - self.covered) / chunk;
         let hashes = Arc::make_mut(&mut self.hashes);
         let mut previous = hashes.last().copied().unwrap_or_else(|| hasher.seed());
-        hashes.reserve_exact((want - self.covered) / chunk);
+        hashes.reserve_exact(made);
         for tokens in all[self.covered..want].chunks_exact(chunk) {
             previous = link(&previous, tokens);
             hashes.push(previous);
         }
         self.covered = want;
         self.digest = *blake3::hash(&all[..want]).as_bytes();
+        made
     }
 
     /// The hashes that are known.
@@ -66,12 +68,12 @@ mod tests {
         let hasher = ChunkHasher::lmcache(4).unwrap();
         let mut chain = Chain::default();
         let prompt: Vec<u32> = (0..18).collect();
-        chain.cover(&hasher, &Tokens::from(&prompt[..9]), 9);
+        assert_eq!(chain.cover(&hasher, &Tokens::from(&prompt[..9]), 9), 2);
         assert_eq!(**chain.hashes(), hashes(&prompt[..8]), "whole chunks only");
         chain.cover(&hasher, &Tokens::from(&prompt[..]), 3);
         assert_eq!(**chain.hashes(), hashes(&prompt[..12]), "as many as were asked for");
         let kept = Arc::clone(chain.hashes());
-        chain.cover(&hasher, &Tokens::from(&prompt[..]), 2);
+        assert_eq!(chain.cover(&hasher, &Tokens::from(&prompt[..]), 2), 0);
         assert!(Arc::ptr_eq(&kept, chain.hashes()), "nothing was hashed again");
         let mut other = prompt.clone();
         other[1] = 99;

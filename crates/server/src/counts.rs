@@ -144,6 +144,13 @@ struct Operation {
 #[derive(Clone, Copy)]
 pub(crate) struct Place(usize);
 
+impl Place {
+    /// The operation's name.
+    pub(crate) fn name(self) -> &'static str {
+        OPERATIONS[self.0]
+    }
+}
+
 /// A tenant: the model, and the cache salt.
 type Tenant = (String, String);
 

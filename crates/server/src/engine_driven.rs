@@ -137,7 +137,7 @@ impl Inner {
         let worker = self.worker(client, instance)?;
         let (shape, dtype) = engine(&worker)?;
         let (scope, range) = self.one_shard(key, &worker)?;
-        let (hashes, rq) = self.hashed(key, range.end)?;
+        let (hashes, rq) = self.hashed(client, key, range.end)?;
         self.stores_for(key, &scope);
         let keys = chain::keys(&scope, &hashes[range.clone()]);
         let rq = rq.starting_at(range.start as u32);
@@ -201,7 +201,7 @@ impl Inner {
         }
         if self.events.on() {
             let range = key.chunks(self.options.chunk_tokens)?;
-            let (hashes, _) = self.hashed(key, range.end)?;
+            let (hashes, _) = self.hashed(client, key, range.end)?;
             self.publish(key, &hashes, range.collect(), granted);
         } else {
             self.publish(key, &[], Vec::new(), granted);
@@ -213,7 +213,7 @@ impl Inner {
         let worker = self.worker(client, instance)?;
         let (shape, dtype) = engine(&worker)?;
         let (scope, range) = self.one_shard(key, &worker)?;
-        let Some(bufs) = self.bufs(key, &worker, &scope, &range)? else {
+        let Some(bufs) = self.bufs(client, key, &worker, &scope, &range)? else {
             add(&self.counters.retrieves_missed, 1);
             return Ok(Reply::PrepareRetrieve(None));
         };
@@ -227,6 +227,7 @@ impl Inner {
     /// The buffers of a range on one shard, if all of them are here and are what the worker's chunks are.
     pub(crate) fn bufs(
         &self,
+        client: ClientId,
         key: &Key,
         worker: &Worker,
         scope: &Arc<KeyScope>,
@@ -236,7 +237,7 @@ impl Inner {
         let bufs = match job.and_then(|job| job.bufs(scope, range.clone())) {
             Some(bufs) => Some(bufs),
             // Nobody looked it up, or the locks are gone: what is in L1 is still good.
-            None => self.resident(key, scope, range)?,
+            None => self.resident(client, key, scope, range)?,
         };
         let bytes = worker.layout.bytes();
         Ok(bufs.filter(|b| !b.is_empty() && b.iter().all(|b| b.len() as u64 == bytes)))
@@ -245,11 +246,12 @@ impl Inner {
     /// The buffers of a range on one shard, if all of them are in L1.
     fn resident(
         &self,
+        client: ClientId,
         key: &Key,
         scope: &Arc<KeyScope>,
         range: &Range<usize>,
     ) -> Result<Option<Vec<ReadBuf>>> {
-        let (hashes, rq) = self.hashed(key, range.end)?;
+        let (hashes, rq) = self.hashed(client, key, range.end)?;
         let keys = chain::keys(scope, &hashes[range.clone()]);
         let hits = self.manager.read(&rq.starting_at(range.start as u32), &keys);
         Ok((0..keys.len()).map(|i| hits.buf(i).cloned()).collect())

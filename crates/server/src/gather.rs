@@ -149,11 +149,10 @@ impl Open {
                             .take(most)
                             .take_while(|(id, next)| **id == *next)
                             .count();
-                        let at = tensor.bytes.start
-                            + plane * tensor.plane_stride
-                            + *first as u64 * tensor.block_stride;
+                        let (object, start) = tensor.planes[plane as usize];
+                        let at = start + *first as u64 * tensor.block_stride;
                         let bytes = run as u64 * piece;
-                        f(group, &self.files[tensor.object], at, to, (to - begin) / group.row(), bytes)?;
+                        f(group, &self.files[object], at, to, (to - begin) / group.row(), bytes)?;
                         to += bytes;
                         rest = &rest[run..];
                     }
@@ -204,9 +203,8 @@ impl Open {
                 };
                 for (id, plane) in pieces {
                     bytes.resize(group.piece() as usize, 0);
-                    let at =
-                        tensor.bytes.start + plane * tensor.plane_stride + id as u64 * tensor.block_stride;
-                    let file = &self.files[tensor.object];
+                    let (object, start) = tensor.planes[plane as usize];
+                    let (file, at) = (&self.files[object], start + id as u64 * tensor.block_stride);
                     file.read_exact_at(&mut bytes, at).map_err(failed("read the engine's blocks"))?;
                     if group.dtype == kvstrata_core::DType::BF16 {
                         whole.update(

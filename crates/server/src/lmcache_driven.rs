@@ -87,7 +87,7 @@ impl Inner {
         let open = Self::memory(&worker)?;
         let (scope, range) = self.one_shard(key, &worker)?;
         open.paged.check_blocks(&blocks, range.len(), self.options.chunk_tokens)?;
-        let (hashes, rq) = self.hashed(key, range.end)?;
+        let (hashes, rq) = self.hashed(client, key, range.end)?;
         self.stores_for(key, &scope);
         let keys = chain::keys(&scope, &hashes[range.clone()]);
         let mut wanted = KeyMask::none(keys.len());
@@ -170,7 +170,7 @@ impl Inner {
         let ready = open.paged.check_blocks(&blocks, range.len(), self.options.chunk_tokens).and_then(|()| {
             let m = "what is skipped lies in the range";
             let skip = skip.ok_or_else(|| Error::invalid("transfer blocks", m))?;
-            Ok((skip, self.bufs(key, &worker, &scope, &range)?))
+            Ok((skip, self.bufs(client, key, &worker, &scope, &range)?))
         });
         let (skip, bufs) = match ready {
             Ok((skip, bufs)) => (skip, bufs),

@@ -1,24 +1,23 @@
 //! Paged KV caches: where a block's bytes lie in an engine's tensors, worked out from their shapes and strides.
 
-use std::ops::Range;
-
 use kvstrata_core::{DType, Error, Layout, Result, TensorDesc};
 
+use self::layers::Layers;
 use crate::api::{DeviceTensor, EngineGroup, LmcacheDriven, torch_dtype};
+
+mod layers;
 
 const OP: &str = "register KV cache";
 
-/// One tensor: the keys and values of one layer.
+/// The keys and values of one layer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Tensor {
-    /// Which of the registered shared-memory objects.
-    pub(crate) object: usize,
-    /// The first byte, and the one after the last.
-    pub(crate) bytes: Range<u64>,
-    /// The block axis is the tensor's first.
+    /// Where each plane begins: which of the registered shared-memory objects, and the byte in it.
+    pub(crate) planes: Vec<(usize, u64)>,
+    /// A block's planes come one after the other, rather than a plane's blocks.
     pub(crate) blocks_first: bool,
+    /// Bytes from one block to the next.
     pub(crate) block_stride: u64,
-    pub(crate) plane_stride: u64,
 }
 
 /// Layers that share a block table, all of one shape.
@@ -81,23 +80,20 @@ impl Paged {
                      LMCACHE_MP_TRANSFER_MODE) to engine_driven";
             return Err(unsupported(m).with("type", &t.kind));
         }
-        if r.engine != "vllm" {
-            let m = "only vLLM's KV caches in host memory are transferred by the server in this version";
-            return Err(unsupported(m).with("engine_type", &r.engine));
-        }
         if r.tensors.is_empty() {
             return Err(invalid("there is no tensor", "kv_caches", 0));
         }
-        let hint = r.hints.iter().find(|(name, _)| name == "kv_layout").map(|(_, text)| text.as_str());
-        let heads_first = match hint {
-            // LMCache's own default on a machine without a device.
-            None | Some("HND" | "BLHNC") => true,
-            Some("NHD" | "BLNHC") => false,
-            Some(other) => return Err(invalid("accepted are NHD, HND, BLNHC and BLHNC", "kv_layout", other)),
+        let layers = match r.engine.as_str() {
+            "vllm" => layers::vllm(r)?,
+            "sglang" => layers::sglang(r)?,
+            other => {
+                let m = "only KV caches of vllm and sglang in host memory are transferred by the server in this version";
+                return Err(unsupported(m).with("engine_type", other));
+            }
         };
         let one = [EngineGroup {
             id: 0,
-            layers: (0..r.tensors.len() as i64).collect(),
+            layers: (0..layers.of.len() as i64).collect(),
             block_tokens: 0,
             window: -1,
             tag: 0,
@@ -112,7 +108,7 @@ impl Paged {
                 )
                 .with("engine_group_id", info.id));
             }
-            let group = group(info, r, heads_first, &mut objects)?;
+            let group = group(info, &layers, &mut objects)?;
             if info.block_tokens != 0 && info.block_tokens as u64 != group.tokens {
                 return Err(invalid(
                     format!("a block of these tensors has {} tokens", group.tokens),
@@ -170,33 +166,46 @@ impl Paged {
     }
 }
 
-fn group(
-    info: &EngineGroup,
-    r: &LmcacheDriven,
-    heads_first: bool,
-    objects: &mut Vec<(String, u64)>,
-) -> Result<Group> {
+fn group(info: &EngineGroup, layers: &Layers, objects: &mut Vec<(String, u64)>) -> Result<Group> {
     let mut whole: Option<Group> = None;
     for layer in &info.layers {
-        let tensor = usize::try_from(*layer).ok().and_then(|i| r.tensors.get(i));
-        let tensor =
-            tensor.ok_or_else(|| invalid("no such tensor was registered", "layer_indices", layer))?;
-        let bytes =
-            u64::try_from(tensor.bytes).map_err(|_| invalid("that is no size", "nbytes", tensor.bytes))?;
-        let object = (tensor.shm_name.clone(), bytes);
-        let at = objects.iter().position(|o| *o == object).unwrap_or_else(|| {
-            objects.push(object);
-            objects.len() - 1
-        });
-        let one = shape(tensor, at, bytes, heads_first)?;
-        match &mut whole {
-            None => whole = Some(one),
-            Some(group) => {
-                let alike = Group { tensors: Vec::new(), ..group.clone() };
-                if alike != (Group { tensors: Vec::new(), ..one.clone() }) {
-                    return Err(invalid("the tensors of a group have one shape", "layer_indices", layer));
+        let planes = usize::try_from(*layer).ok().and_then(|i| layers.of.get(i));
+        let planes = planes.ok_or_else(|| invalid("no such layer was registered", "layer_indices", layer))?;
+        for (i, tensor) in planes.iter().enumerate() {
+            let bytes = u64::try_from(tensor.bytes)
+                .map_err(|_| invalid("that is no size", "nbytes", tensor.bytes))?;
+            let object = (tensor.shm_name.clone(), bytes);
+            let at = objects.iter().position(|o| *o == object).unwrap_or_else(|| {
+                objects.push(object);
+                objects.len() - 1
+            });
+            let mut one = shape(tensor, at, bytes, layers.heads_first)?;
+            if planes.len() > 1 {
+                // Keys and values are tensors of their own.
+                if one.planes != 1 {
+                    return Err(invalid(
+                        "a tensor of keys or of values has one plane",
+                        "shape",
+                        format_args!("{:?}", tensor.shape),
+                    ));
                 }
-                group.tensors.extend(one.tensors);
+                one.planes = planes.len() as u64;
+                one.tensors[0].blocks_first = false;
+            }
+            let Some(group) = &mut whole else {
+                whole = Some(one);
+                continue;
+            };
+            let stride = |g: &Group| g.tensors[0].block_stride;
+            let alike = Group { tensors: Vec::new(), ..group.clone() };
+            if alike != (Group { tensors: Vec::new(), ..one.clone() })
+                || (i > 0 && stride(group) != stride(&one))
+            {
+                return Err(invalid("the tensors of a group have one shape", "layer_indices", layer));
+            }
+            match group.tensors.last_mut().filter(|_| i > 0) {
+                Some(keys) => keys.planes.append(&mut one.tensors[0].planes),
+                None => group.tensors.append(&mut one.tensors),
             }
         }
     }
@@ -209,7 +218,7 @@ fn shape(t: &DeviceTensor, object: usize, object_bytes: u64, heads_first: bool) 
         invalid("that is no element type this server knows by torch's name", "dtype", &t.dtype)
     })?;
     let odd = || {
-        invalid("no layout of vLLM has this shape", "shape", format_args!("{:?}", t.shape))
+        invalid("no layout that is known here has this shape", "shape", format_args!("{:?}", t.shape))
             .with("stride", format_args!("{:?}", t.stride))
     };
     let size = dtype.size();
@@ -254,16 +263,14 @@ fn shape(t: &DeviceTensor, object: usize, object_bytes: u64, heads_first: bool) 
         .and_then(|n| n.checked_add(piece))
         .ok_or_else(odd)?;
     let begin = times(small(&t.offset).ok_or_else(odd)?, size)?;
-    let end = begin.checked_add(times(last, size)?).filter(|end| *end <= object_bytes).ok_or_else(|| {
-        invalid("the tensor is larger than its shared memory", "nbytes", object_bytes)
-            .with("shape", format_args!("{:?}", t.shape))
-    })?;
+    if begin.checked_add(times(last, size)?).is_none_or(|end| end > object_bytes) {
+        return Err(invalid("the tensor is larger than its shared memory", "nbytes", object_bytes)
+            .with("shape", format_args!("{:?}", t.shape)));
+    }
     let tensor = Tensor {
-        object,
-        bytes: begin..end,
+        planes: (0..planes).map(|p| (object, begin + p * plane_stride * size)).collect(),
         blocks_first: block == 0,
         block_stride: block_stride * size,
-        plane_stride: plane_stride * size,
     };
     Ok(Group {
         tensors: vec![tensor],

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ use crate::holdings::{Held, Holdings};
 use crate::lookup::{Asked, Found, Job};
 use crate::session::Sessions;
 use crate::status::{Counters, PinAges, Status, WorkerStatus, add};
+use crate::warm::Warm;
+use crate::watch::RequestWatch;
 use crate::workers::Workers;
 
 /// One client connection, as its wire numbers it.
@@ -61,9 +63,11 @@ pub(crate) struct Inner {
     pub(crate) sessions: Mutex<Sessions>,
     pub(crate) workers: Mutex<Workers>,
     pub(crate) holdings: Mutex<Holdings>,
+    pub(crate) warm: Mutex<Warm>,
     pub(crate) events: Arc<EventLog>,
     pub(crate) counters: Counters,
     pub(crate) tally: RequestCounters,
+    pub(crate) watch: OnceLock<Arc<dyn RequestWatch>>,
 }
 
 impl Service {
@@ -84,8 +88,10 @@ impl Service {
             sessions: Mutex::default(),
             workers: Mutex::default(),
             holdings: Mutex::default(),
+            warm: Mutex::default(),
             counters: Counters::default(),
             tally: RequestCounters::default(),
+            watch: OnceLock::new(),
             options,
         });
         inner.cx.spawn.spawn(Box::pin(keep_house(Arc::downgrade(&inner))));
@@ -100,22 +106,29 @@ impl Service {
         let this = &self.0;
         add(&this.counters.requests, 1);
         let (place, begun) = (RequestCounters::place(&request), this.now());
+        let teller = self.teller(&request, place.name());
         match self.answer(client, request) {
             // A stream lasts as long as its follower: how long says nothing.
             Ok(answer @ (Answer::Now(_) | Answer::Stream(_))) => {
-                this.tally.answered(place, this.now() - begun, false);
+                let took = this.now() - begun;
+                this.tally.answered(place, took, false);
+                teller.tell(took, None);
                 Ok(answer)
             }
             Ok(Answer::Later(later)) => {
                 let inner = Arc::clone(this);
                 Ok(Answer::Later(Box::pin(async move {
                     let reply = later.await;
-                    inner.tally.answered(place, inner.now() - begun, reply.is_err());
+                    let took = inner.now() - begun;
+                    inner.tally.answered(place, took, reply.is_err());
+                    teller.tell(took, reply.as_ref().err());
                     reply
                 })))
             }
             Err(e) => {
-                this.tally.answered(place, this.now() - begun, true);
+                let took = this.now() - begun;
+                this.tally.answered(place, took, true);
+                teller.tell(took, Some(&e));
                 add(&this.counters.refused, 1);
                 Err(e)
             }
@@ -125,7 +138,7 @@ impl Service {
     fn answer(&self, client: ClientId, request: Request) -> Result<Answer> {
         let this = &self.0;
         match request {
-            Request::Lookup(key) => this.lookup(&key).map(Answer::Now),
+            Request::Lookup(key) => this.lookup(client, &key).map(Answer::Now),
             Request::QueryPrefetchStatus(id) => Ok(Answer::Now(this.lookup_status(&id))),
             Request::WaitPrefetchStatus(id, wait) => Ok(this.wait_for_lookup(&id, wait)),
             Request::FreeLookupLocks(key) => this.free_locks(&key).map(Answer::Now),
@@ -146,9 +159,9 @@ impl Service {
                 Ok(Answer::Now(Reply::Bool(instance.is_none_or(|i| this.ping(client, i)))))
             }
             Request::ReportBlockAllocation { .. } => Ok(Answer::Now(Reply::None)),
-            Request::Noop => Ok(Answer::Now(Reply::Text("OK"))),
+            Request::Noop => Ok(Answer::Now(Reply::Text("OK".into()))),
             Request::GetExperimental => {
-                let offers = if this.events.enabled() { vec!["kv_event_stream"] } else { Vec::new() };
+                let offers = if this.events.enabled() { vec!["kv_event_stream".into()] } else { Vec::new() };
                 Ok(Answer::Now(Reply::Texts(offers)))
             }
             Request::RegisterKvCache(r) => this.register_kv_cache(client, *r).map(Answer::Now),
@@ -168,21 +181,24 @@ impl Service {
         add(&self.0.counters.refused, 1);
     }
 
-    /// A connection has ended. Workers that have no other one are taken to be gone if they do not come back soon.
+    /// A connection has ended. Workers that have no other one are taken to be gone if they do not come back soon, and so
+    /// are the requests that nobody else asked about.
     pub fn disconnected(&self, client: ClientId) {
         let alone = self.0.workers.lock().disconnected(client);
-        for instance in alone {
-            let (inner, grace) = (Arc::downgrade(&self.0), self.0.options.disconnect_grace);
-            let (timer, until) = (Arc::clone(&self.0.cx.timer), self.0.now() + grace);
-            self.0.cx.spawn.spawn(Box::pin(async move {
-                timer.sleep_until(until).await;
-                if let Some(inner) = inner.upgrade()
-                    && inner.workers.lock().left_alone(instance)
-                {
+        let (inner, grace) = (Arc::downgrade(&self.0), self.0.options.disconnect_grace);
+        let (timer, until) = (Arc::clone(&self.0.cx.timer), self.0.now() + grace);
+        self.0.cx.spawn.spawn(Box::pin(async move {
+            timer.sleep_until(until).await;
+            let Some(inner) = inner.upgrade() else { return };
+            for instance in alone {
+                if inner.workers.lock().left_alone(instance) {
                     inner.give_back(instance);
                 }
-            }));
-        }
+            }
+            // Freed outside of the lock.
+            let sessions = inner.sessions.lock().left_alone(client);
+            add(&inner.counters.sessions_expired, sessions.len() as u64);
+        }));
     }
 
     /// The manager under it.
@@ -274,18 +290,24 @@ impl Inner {
 
     /// Puts the hashes of a key's chunks in its session, which begins here if it is new, and returns them with what policies
     /// are to see of the session.
-    pub(crate) fn hashed(&self, key: &Key, chunks: usize) -> Result<(Arc<Vec<[u8; 32]>>, Circumstances)> {
+    pub(crate) fn hashed(
+        &self,
+        client: ClientId,
+        key: &Key,
+        chunks: usize,
+    ) -> Result<(Arc<Vec<[u8; 32]>>, Circumstances)> {
         let (now, most) = (self.now(), self.options.max_sessions);
         let begin = || self.manager.request(self.options.lookup_timeout);
         // Hashed outside of the lock, since a long prompt takes its time.
         let (mut chain, circumstances) = {
             let mut sessions = self.sessions.lock();
-            let session = sessions.enter(&key.request, now, most, begin)?;
+            let session = sessions.enter(&key.request, client, now, most, begin)?;
             (session.chain.clone(), session.circumstances)
         };
-        chain.cover(&self.hasher, &key.tokens, chunks);
+        let made = chain.cover(&self.hasher, &key.tokens, chunks);
+        add(&self.counters.chunks_hashed, made as u64);
         let hashes = Arc::clone(chain.hashes());
-        if let Ok(session) = self.sessions.lock().enter(&key.request, now, most, || circumstances) {
+        if let Ok(session) = self.sessions.lock().enter(&key.request, client, now, most, || circumstances) {
             session.chain = chain;
         }
         Ok((hashes, Circumstances { deadline: now + self.options.lookup_timeout, ..circumstances }))
@@ -293,14 +315,14 @@ impl Inner {
 
     /// Begins a lookup. Whatever becomes of it, there is a job under the session's name before this returns, since the
     /// client asks for its answer next.
-    fn lookup(self: &Arc<Self>, key: &Key) -> Result<Reply> {
+    fn lookup(self: &Arc<Self>, client: ClientId, key: &Key) -> Result<Reply> {
         let job = Arc::new(Job::default());
-        let asked = self.asked(key);
+        let asked = self.asked(client, key);
         let (now, most) = (self.now(), self.options.max_sessions);
         let replaced = {
             let begin = || self.manager.request(self.options.lookup_timeout);
             let mut sessions = self.sessions.lock();
-            let session = sessions.enter(&key.request, now, most, begin)?;
+            let session = sessions.enter(&key.request, client, now, most, begin)?;
             if let Ok((Some(asked), _)) = &asked {
                 session.scopes.clone_from(&asked.scopes);
             }
@@ -350,7 +372,7 @@ impl Inner {
     }
 
     /// What a lookup's key asks for; nothing, if no worker has said yet how the model's chunks look.
-    fn asked(&self, key: &Key) -> Result<(Option<Asked>, Circumstances)> {
+    fn asked(&self, client: ClientId, key: &Key) -> Result<(Option<Asked>, Circumstances)> {
         let readers = u32::try_from(key.readers).ok().filter(|n| *n > 0).ok_or_else(|| {
             let m = "a lookup says how many workers will read: clients since 0.5.5 do";
             Error::invalid("look up", m).with("num_kv_readers", key.readers)
@@ -358,7 +380,7 @@ impl Inner {
         // A lookup is of the whole prefix, wherever its range begins.
         let chunks = key.chunks(self.options.chunk_tokens)?.end;
         let scopes = Asked::scopes(key)?;
-        let (hashes, rq) = self.hashed(key, chunks)?;
+        let (hashes, rq) = self.hashed(client, key, chunks)?;
         let layout = self.workers.lock().layout(&key.model, key.world_size);
         let Some(layout) = layout else {
             tracing::debug!(

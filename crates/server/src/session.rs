@@ -9,6 +9,7 @@ use kvstrata_manager::Request as Circumstances;
 
 use crate::chain::Chain;
 use crate::lookup::Job;
+use crate::service::ClientId;
 
 /// One engine request.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub(crate) struct Session {
     /// What eviction policies see of it.
     pub(crate) circumstances: Circumstances,
     last: Instant,
+    /// The connections that asked for it and are open: a scheduler's, and those of its workers.
+    clients: Vec<ClientId>,
 }
 
 /// All sessions, by their requests' names.
@@ -36,6 +39,7 @@ impl Sessions {
     pub(crate) fn enter(
         &mut self,
         name: &str,
+        client: ClientId,
         now: Instant,
         most: usize,
         begin: impl FnOnce() -> Circumstances,
@@ -55,11 +59,15 @@ impl Sessions {
                 scopes: Vec::new(),
                 circumstances: begin(),
                 last: now,
+                clients: Vec::new(),
             };
             self.all.insert(name.to_owned(), session);
         }
         let session = self.all.get_mut(name).expect("it is there now");
         session.last = now;
+        if !session.clients.contains(&client) {
+            session.clients.push(client);
+        }
         Ok(session)
     }
 
@@ -80,7 +88,17 @@ impl Sessions {
         self.all.extract_if(|_, session| session.last + ttl <= now).collect()
     }
 
-    /// Finished lookups that keep their chunks since before `since`.
+    /// A connection is gone for good. Takes out the sessions that no other one asked for.
+    pub(crate) fn left_alone(&mut self, client: ClientId) -> Vec<(String, Session)> {
+        let leaves = |_: &String, session: &mut Session| {
+            let Some(at) = session.clients.iter().position(|c| *c == client) else { return false };
+            session.clients.swap_remove(at);
+            session.clients.is_empty()
+        };
+        self.all.extract_if(leaves).collect()
+    }
+
+    /// The lookups of all sessions.
     pub(crate) fn jobs(&self) -> impl Iterator<Item = &Arc<Job>> {
         self.all.values().filter_map(|s| s.job.as_ref())
     }

@@ -28,6 +28,8 @@ counts! {
     requests,
     /// Requests that could not be read or served, and were answered with no.
     refused,
+    /// Chunks whose tokens were hashed: once per request of an engine, however often it is named.
+    chunks_hashed,
     /// Lookups that ended.
     lookups,
     /// Tokens of whole chunks that were looked up.
@@ -62,7 +64,7 @@ counts! {
     leases_lapsed,
     /// Workers that were forgotten because they were silent.
     workers_reaped,
-    /// Sessions that ended because nobody asked about them.
+    /// Sessions that ended because nobody asked about them, or nobody who did is connected any more.
     sessions_expired,
 }
 

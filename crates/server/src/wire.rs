@@ -12,9 +12,11 @@ use bytes::Bytes;
 use crate::api::{KvEventBatch, Reply, Request, Slot, Tokens};
 use crate::msgpack::{Reader, Unreadable, Writer};
 
+mod answer;
 mod read;
 mod request;
 
+pub use answer::read_answer;
 pub use read::read_request;
 pub use request::request_parts;
 

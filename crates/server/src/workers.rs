@@ -66,8 +66,13 @@ impl Workers {
 
     pub(crate) fn register(&mut self, instance: i64, worker: Worker) -> Result<()> {
         if self.all.len() >= MOST && !self.all.contains_key(&instance) {
-            let e = Error::new(ErrorKind::Busy, "register worker", "there are too many workers");
-            return Err(e.with("limit", MOST));
+            // Those that are gone are remembered only for what they said of their model.
+            let gone = self.all.iter().filter(|(i, _)| !self.connections.contains_key(i));
+            let Some((&oldest, _)) = gone.min_by_key(|(_, w)| w.last_seen) else {
+                let e = Error::new(ErrorKind::Busy, "register worker", "there are too many workers");
+                return Err(e.with("limit", MOST));
+            };
+            self.all.remove(&oldest);
         }
         self.strangers.remove(&instance);
         self.all.insert(instance, worker);
@@ -128,7 +133,11 @@ impl Workers {
 
     /// Takes out the workers that have been silent for too long.
     pub(crate) fn silent(&mut self, now: Instant, reap: Duration, grace: Duration) -> Vec<i64> {
-        let stale = |_: &i64, w: &mut Worker| w.last_seen + if w.pinged { reap } else { grace } <= now;
+        let connections = &self.connections;
+        let stale = |i: &i64, w: &mut Worker| {
+            let patience = if w.pinged || !connections.contains_key(i) { reap } else { grace };
+            w.last_seen + patience <= now
+        };
         self.all.extract_if(.., stale).map(|(instance, _)| instance).collect()
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kvstrata_server::Unreadable;
 use kvstrata_server::api::{KvEvent, KvEventBatch, Reply, Request, Slot, Tokens};
-use kvstrata_server::wire::{Operation, read_request, reply_parts, request_parts};
+use kvstrata_server::wire::{Operation, read_answer, read_request, reply_parts, request_parts};
 use serde_json::Value;
 
 fn vectors() -> Value {
@@ -111,24 +111,64 @@ fn every_reply_is_written_as_lmcache_writes_it() {
         ("get_chunk_size", Reply::Int(256)),
         ("ping", Reply::Bool(true)),
         ("report_block_allocation", Reply::None),
-        ("noop", Reply::Text("OK")),
-        ("get_experimental", Reply::Texts(vec!["kv_event_stream"])),
+        ("noop", Reply::Text("OK".into())),
+        ("get_experimental", Reply::Texts(vec!["kv_event_stream".into()])),
         ("subscribe_kv_events", Reply::Events(events)),
         ("register_kv_cache", Reply::None),
         ("unregister_kv_cache", Reply::None),
     ];
     let all = operations();
-    for (name, reply) in replies {
-        let (op, v) = all.iter().find(|(op, _)| op.name() == name).unwrap();
-        assert_eq!(
-            reply_parts(Bytes::from_static(&[0]), *op, &reply),
-            frames(v, "response").unwrap(),
-            "{name}"
-        );
+    for (name, reply) in &replies {
+        let (op, v) = all.iter().find(|(op, _)| op.name() == *name).unwrap();
+        let sample = frames(v, "response").unwrap();
+        assert_eq!(reply_parts(Bytes::from_static(&[0]), *op, reply), sample, "{name}");
+        assert_eq!(read_answer(*op, &sample[1..]).as_ref(), Ok(reply), "{name}");
     }
     // The samples carry a device's event; without device work the handle is empty.
     let done = reply_parts(Bytes::from_static(&[0]), Operation::Store, &Reply::Transferred(true));
     assert_eq!(done[2][..], [0x92, 0xc4, 0, 0xc3]);
+    // No answer of LMCache's is left out.
+    for (op, v) in &all {
+        let Some(sample) = frames(v, "response") else { continue };
+        let read = read_answer(*op, &sample[1..]);
+        if let Operation::Store | Operation::Retrieve = op {
+            assert_eq!(read, Ok(Reply::Transferred(true)));
+        } else if !REFUSED.contains(&op.name()) {
+            assert!(replies.iter().any(|(name, _)| *name == op.name()), "{}", op.name());
+        } else if sample.len() > 2 {
+            assert_eq!(read.unwrap_err().field, "result", "{}", op.name());
+        }
+    }
+}
+
+#[test]
+fn every_no_is_read_as_it_was_meant() {
+    for op in Operation::ALL {
+        let parts = reply_parts(Bytes::from_static(&[7]), *op, &op.negative());
+        assert_eq!(read_answer(*op, &parts[1..]), Ok(op.negative()), "{}", op.name());
+    }
+}
+
+#[test]
+fn every_answer_cut_or_mistyped_is_an_error_that_names_a_field() {
+    for (op, v) in operations() {
+        let sample = frames(&v, "response").filter(|_| !REFUSED.contains(&op.name()));
+        let Some([_, operation, result]) = sample.as_deref() else { continue };
+        let read = |result: Bytes| read_answer(op, &[operation.clone(), result]);
+        for cut in 0..result.len() {
+            let e = read(result.slice(..cut)).expect_err("cut short");
+            assert!(!e.field.is_empty() && !e.expected.is_empty());
+        }
+        assert!(
+            read([&result[..], &result[..]].concat().into()).is_err(),
+            "{}: something follows",
+            op.name()
+        );
+        assert!(read(Bytes::from_static(&[0xd4, 9, 9])).is_err(), "{}", op.name());
+        let three = [operation.clone(), result.clone(), result.clone()];
+        assert_eq!(read_answer(op, &three).unwrap_err().field, "answer");
+    }
+    assert!(read_answer(Operation::Lookup, &[]).is_err());
 }
 
 #[test]
@@ -203,12 +243,12 @@ fn unknown_fields_are_passed_over_and_defaults_may_be_missing() {
 #[test]
 fn device_descriptors_are_told_apart() {
     let vectors = vectors();
-    let of = |name: &str| {
-        let body = unhex(vectors["descriptors"][name].as_str().unwrap());
+    let body = |name: &str| unhex(vectors["descriptors"][name].as_str().unwrap()).to_vec();
+    let read = |body: &[u8]| {
         let mut list = vec![0x91, 0xc8];
         list.extend_from_slice(&(body.len() as u16).to_be_bytes());
         list.push(1);
-        list.extend_from_slice(&body);
+        list.extend_from_slice(body);
         let part = |bytes: &'static [u8]| Bytes::from_static(bytes);
         let arguments = [
             part(&[7]),
@@ -219,11 +259,12 @@ fn device_descriptors_are_told_apart() {
             part(&[0x80]),
             part(&[0x90]),
         ];
-        match read_request(Operation::RegisterKvCache, &arguments).unwrap() {
+        read_request(Operation::RegisterKvCache, &arguments).map(|request| match request {
             Request::RegisterKvCache(r) => r.tensors[0].clone(),
             other => panic!("{other:?}"),
-        }
+        })
     };
+    let of = |name: &str| read(&body(name)).unwrap();
     let cpu = of("cpu_shm");
     assert_eq!(
         (cpu.kind.as_str(), cpu.shm_name.as_str(), cpu.bytes),
@@ -232,4 +273,13 @@ fn device_descriptors_are_told_apart() {
     assert_eq!((cpu.shape, cpu.stride), (vec![2, 4, 16, 8, 128], vec![65_536, 16_384, 1024, 128, 1]));
     assert_eq!(of("cuda").kind, "cuda");
     assert_eq!(of("cuda_raw").kind, "cuda_raw");
+    // A field that nobody here knows may say where the bytes are.
+    let with_unknown = |name: &str| {
+        let mut body = body(name);
+        body[0] += 1;
+        body.extend_from_slice(b"\xa3zzz\xc0");
+        read(&body)
+    };
+    assert_eq!(with_unknown("cpu_shm").unwrap_err().field, "kv_caches");
+    assert_eq!(with_unknown("cuda").unwrap().kind, "cuda", "it is refused for what it is");
 }

@@ -128,6 +128,11 @@ impl Decoder {
         }
     }
 
+    /// How many bytes of a message are here that is not whole yet, beside those in the input.
+    pub fn unfinished(&self) -> usize {
+        self.bytes
+    }
+
     fn frame(&self, input: &mut BytesMut) -> Result<Option<(u8, Bytes)>, Malformed> {
         let Some(&flags) = input.first() else { return Ok(None) };
         if flags & !(MORE | LONG | COMMAND) != 0 || flags & (COMMAND | MORE) == COMMAND | MORE {

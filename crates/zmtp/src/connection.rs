@@ -1,12 +1,14 @@
 //! One connection: reads, hands over, writes.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 
 use crate::codec::{Decoder, Event, greeting, message_into, ready};
 use crate::router::{Handler, Limits, Message, Outbox, PeerId, Ticket};
@@ -15,6 +17,23 @@ use crate::router::{Handler, Limits, Message, Outbox, PeerId, Ticket};
 const KEEP: usize = 64 << 10;
 /// The most room that is made at once for what a peer announced and has not sent.
 const STEP: usize = 1 << 20;
+
+/// The room for messages that are not whole yet, shared by all connections, in units of [`KEEP`].
+#[derive(Clone, Debug)]
+pub(crate) struct Room(Arc<Semaphore>);
+
+impl Room {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        let bytes = limits.unfinished_bytes.max(limits.message_bytes.saturating_add(STEP));
+        Self(Arc::new(Semaphore::new((bytes / KEEP).min(Semaphore::MAX_PERMITS))))
+    }
+
+    /// Waits until there is so much more of it.
+    async fn more(&self, units: usize) -> Option<OwnedSemaphorePermit> {
+        let units = u32::try_from(units).ok()?;
+        Arc::clone(&self.0).acquire_many_owned(units).await.ok()
+    }
+}
 
 /// Tells the handler that a peer has gone, however the connection ends.
 struct Connected<'a>(&'a dyn Handler, PeerId);
@@ -30,6 +49,7 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     peer: PeerId,
     handler: &dyn Handler,
     limits: &Limits,
+    room: Room,
 ) -> io::Result<()> {
     let mut decoder = Decoder::new(limits.message_bytes, limits.message_parts);
     let mut input = BytesMut::new();
@@ -55,13 +75,19 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     let mut out = Outbox::default();
     // A message that waits for a place among those in flight.
     let mut next: Option<Vec<Bytes>> = None;
+    // What of the shared room this connection has, and when the message has to be whole that it is for.
+    let mut held: Option<OwnedSemaphorePermit> = None;
+    let mut due: Option<Pin<Box<Sleep>>> = None;
     loop {
         // Everything that is here is looked at before anything is waited for.
         loop {
             let message = match next.take() {
                 Some(message) => message,
                 None => match decoder.next(&mut input).map_err(malformed)? {
-                    Some(Event::Message(message)) => message,
+                    Some(Event::Message(message)) => {
+                        due = None;
+                        message
+                    }
                     Some(Event::Ping(context)) => {
                         Event::pong(&context, &mut out.0);
                         continue;
@@ -94,12 +120,44 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         if input.is_empty() {
             shrink(&mut input);
         }
-        input.reserve(decoder.wants(&input).clamp(4096, STEP));
+        let (unfinished, frame) = (decoder.unfinished() + input.len(), decoder.wants(&input).max(4096));
+        let wants = frame.min(STEP);
+        // For the whole frame at once: two that each had room for half of theirs would wait for each other.
+        let units =
+            if unfinished == 0 { 0 } else { (unfinished + frame).saturating_sub(KEEP).div_ceil(KEEP) };
+        let has = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        if has > units {
+            let excess = held.as_mut().and_then(|held| held.split(has - units));
+            drop(excess);
+        }
+        let (fits, reads) = (has >= units, next.is_none());
+        if fits && reads {
+            input.reserve(wants);
+        }
+        // A peer that has begun a message has so long to finish it, time for room included.
+        if unfinished == 0 || !reads {
+            due = None;
+        } else if due.is_none() {
+            due = Some(Box::pin(tokio::time::sleep(limits.receive)));
+        }
+        let overdue = async {
+            match &mut due {
+                Some(due) => due.await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             Some(message) = later.recv() => message_into(&message, &mut out.0),
-            _ = permits.acquire(), if next.is_some() => {}
-            read = socket.read_buf(&mut input), if next.is_none() => if read? == 0 { return Ok(()) },
+            _ = permits.acquire(), if !reads => {}
+            more = room.more(units.saturating_sub(has)), if reads && !fits => {
+                match (&mut held, more) {
+                    (Some(held), Some(more)) => held.merge(more),
+                    (held, more) => *held = more,
+                }
+            }
+            read = socket.read_buf(&mut input), if reads && fits => if read? == 0 { return Ok(()) },
+            () = overdue => return Err(io::ErrorKind::TimedOut.into()),
         }
     }
 }

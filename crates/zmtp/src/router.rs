@@ -37,17 +37,24 @@ pub struct Limits {
     pub handshake: Duration,
     /// How long a peer may take to receive what is sent to it.
     pub send: Duration,
+    /// Bytes of messages that are not whole yet, over all connections and beyond 64 KiB of each. At the limit a connection
+    /// waits for others to be done; room for one message of the largest size there always is.
+    pub unfinished_bytes: usize,
+    /// How long a message may take to come from its first byte to its last.
+    pub receive: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            message_bytes: 64 << 20,
+            message_bytes: 16 << 20,
             message_parts: 16,
             in_flight: 256,
             connections: 4096,
             handshake: Duration::from_secs(10),
             send: Duration::from_secs(30),
+            unfinished_bytes: 128 << 20,
+            receive: Duration::from_secs(30),
         }
     }
 }
@@ -154,6 +161,7 @@ impl Router {
     /// Accepts peers until the future is dropped; then all connections end.
     pub async fn serve(self, handler: Arc<dyn Handler>) {
         let places = Arc::new(Semaphore::new(self.limits.connections));
+        let room = connection::Room::new(&self.limits);
         let numbers = AtomicU64::new(1);
         let mut connections = JoinSet::new();
         loop {
@@ -178,11 +186,11 @@ impl Router {
                 continue;
             };
             let peer = PeerId(numbers.fetch_add(1, Ordering::Relaxed));
-            let (handler, limits) = (Arc::clone(&handler), self.limits);
+            let (handler, limits, room) = (Arc::clone(&handler), self.limits, room.clone());
             connections.spawn(async move {
                 let ended = match socket {
-                    Socket::Tcp(socket) => connection::run(socket, peer, &*handler, &limits).await,
-                    Socket::Unix(socket) => connection::run(socket, peer, &*handler, &limits).await,
+                    Socket::Tcp(socket) => connection::run(socket, peer, &*handler, &limits, room).await,
+                    Socket::Unix(socket) => connection::run(socket, peer, &*handler, &limits, room).await,
                 };
                 if let Err(e) = ended {
                     tracing::debug!(peer = peer.0, error = %e, "a connection ended");

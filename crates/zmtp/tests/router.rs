@@ -184,6 +184,48 @@ async fn hostile_bytes_end_their_own_connection_only() {
 }
 
 #[tokio::test]
+async fn messages_that_are_never_whole_take_no_more_than_their_room_and_end_in_time() {
+    let limits = Limits {
+        message_bytes: 1 << 20,
+        unfinished_bytes: 4 << 20,
+        receive: Duration::from_millis(1500),
+        ..Limits::default()
+    };
+    let (echo, endpoint, task) = serve(limits).await;
+    let address = endpoint.strip_prefix("tcp://").unwrap().to_owned();
+    // Each sends all of a large message but its last byte, as far as this side takes it.
+    let slow: Vec<_> = (0..40)
+        .map(|_| {
+            let address = address.clone();
+            tokio::spawn(async move {
+                let mut socket = TcpStream::connect(&address).await.unwrap();
+                let mut bytes = greeting().to_vec();
+                bytes.extend_from_slice(b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06DEALER");
+                bytes.extend_from_slice(&[2, 0, 0, 0, 0, 0, 0x0f, 0xff, 0xff]);
+                bytes.resize(bytes.len() + 0xf_fffe, 7);
+                // Some of it waits in the sockets.
+                let _ = socket.write_all(&bytes).await;
+                let mut sink = Vec::new();
+                let _ = socket.read_to_end(&mut sink).await;
+            })
+        })
+        .collect();
+    until(|| echo.peers.load(Ordering::SeqCst) == 40).await;
+    // Small messages need no room, and a large one is served when there is room again.
+    let mut good = soon(Dealer::connect(&endpoint)).await.unwrap();
+    soon(good.send(&["hello"])).await.unwrap();
+    assert_eq!(soon(good.receive()).await.unwrap(), ["hello"]);
+    let big = vec![7u8; (1 << 20) - 1];
+    for end in slow {
+        soon(end).await.unwrap();
+    }
+    soon(good.send(&[&big])).await.unwrap();
+    assert_eq!(soon(good.receive()).await.unwrap()[0], big);
+    assert_eq!((echo.seen.load(Ordering::SeqCst), echo.peers.load(Ordering::SeqCst)), (2, 1));
+    task.abort();
+}
+
+#[tokio::test]
 async fn connections_above_the_limit_are_closed_and_all_end_with_the_router() {
     let (echo, endpoint, task) = serve(Limits { connections: 2, ..Limits::default() }).await;
     let _a = soon(Dealer::connect(&endpoint)).await.unwrap();

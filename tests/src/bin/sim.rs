@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use kvstrata_sim::{STEPS, run, shrunk};
+use kvstrata_sim::{Kind, STEPS, run_with, shrunk};
 
 /// Simulates the storage manager over faulty adapters, deterministically: a seed is a run.
 #[derive(Parser, Debug)]
@@ -23,14 +23,18 @@ struct Args {
     /// Steps of a run
     #[arg(long, default_value_t = STEPS)]
     steps: u64,
+    /// How many paths each adapter on disks has; by default 1 to 3, as the seed says
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=16))]
+    paths: Option<u64>,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     // A run catches what panics, and says what it was.
     std::panic::set_hook(Box::new(|_| {}));
+    let kind = Kind { steps: args.steps, paths: args.paths, plant: None };
     if let Some(seed) = args.seed {
-        return play(seed, args.steps);
+        return play(seed, kind);
     }
     let from = args.from.unwrap_or_else(|| {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -39,12 +43,12 @@ fn main() -> ExitCode {
     let start = Instant::now();
     let (mut runs, mut hits, mut said) = (0, 0, Instant::now());
     for seed in from.. {
-        let one = run(seed, args.steps);
+        let one = run_with(seed, kind);
         runs += 1;
         hits += one.hits;
         if one.failure.is_some() {
             println!("seed {seed} fails after {runs} runs");
-            return play(seed, args.steps);
+            return play(seed, kind);
         }
         if said.elapsed() > Duration::from_secs(10) {
             eprintln!("{runs} runs, {hits} verified chunks, {} s", start.elapsed().as_secs());
@@ -58,17 +62,18 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn play(seed: u64, steps: u64) -> ExitCode {
-    let one = run(seed, steps);
-    match shrunk(seed, steps, None) {
+fn play(seed: u64, kind: Kind) -> ExitCode {
+    let one = run_with(seed, kind);
+    match shrunk(seed, kind) {
         None => {
             println!("seed {seed}: {} hits, {} misses, trace {:016x}", one.hits, one.misses, one.trace);
             ExitCode::SUCCESS
         }
         Some(schedule) => {
             println!(
-                "{schedule}\n\nseed {seed}, {} of {steps} steps; as found: {}",
+                "{schedule}\n\nseed {seed}, {} of {} steps; as found: {}",
                 schedule.len(),
+                kind.steps,
                 one.failure.unwrap_or_default()
             );
             ExitCode::FAILURE

@@ -2,7 +2,8 @@
 //!
 //! Each class has worlds of its own, so that what came of it can be told, and then there are worlds with all classes at
 //! once. A world is a manager over digest check, meter, breaker, limit of bytes in flight, fault injector and a store, with
-//! engines that store, load, list and delete at the same time. A fault counts only when it took effect
+//! engines that store, load, list and delete at the same time. Over several paths the injector is around all of them, or
+//! around one. A fault counts only when it took effect
 //! ([`kvstrata_l2_fault::FaultCount::effective`]).
 
 mod outcome;
@@ -62,6 +63,8 @@ struct Unit {
     buffer_only: bool,
     layout: LayoutName,
     paths: usize,
+    /// The faults are of one of several paths, and the others go on; else of all of them together.
+    one_path: bool,
 }
 
 impl Unit {
@@ -82,7 +85,8 @@ impl fmt::Display for Unit {
         let class = self.class.map_or("all", Fault::name);
         write!(f, "{class} over {:?}", self.medium)?;
         if self.medium == Medium::Files {
-            write!(f, " ({:?} on {} paths)", self.layout, self.paths)?;
+            let of = if self.one_path { ", faults on one" } else { "" };
+            write!(f, " ({:?} on {} paths{of})", self.layout, self.paths)?;
         }
         write!(f, ", seed {:#x}", self.seed)
     }
@@ -102,7 +106,8 @@ fn plan(options: &Options) -> Vec<Unit> {
             let layout = if seed % 4 < 2 { LayoutName::Slab } else { LayoutName::Files };
             let layout = options.layout.unwrap_or(layout);
             let paths = options.paths.unwrap_or(if seed >> 2 & 1 == 0 { 1 } else { 3 });
-            units.push(Unit { medium, class, goal, seed, buffer_only, layout, paths });
+            let one_path = medium == Medium::Files && paths > 1 && seed >> 3 & 1 == 0;
+            units.push(Unit { medium, class, goal, seed, buffer_only, layout, paths, one_path });
         }
     };
     // What takes the longest comes first.

@@ -71,8 +71,14 @@ fn dirs(unit: &Unit, dir: &Path) -> Vec<PathBuf> {
     }
 }
 
-/// A store on files, or several with a path each.
-fn on_files(unit: &Unit, dir: &Path, breaker: &BreakerOptions, cx: &Context) -> Adapter {
+/// A store on files, or several with a path each; `faulty` goes around the first one, where the faults are of one path.
+fn on_files(
+    unit: &Unit,
+    dir: &Path,
+    breaker: &BreakerOptions,
+    cx: &Context,
+    faulty: impl FnOnce(Adapter) -> Adapter,
+) -> Adapter {
     let writer = Writer { pid: std::process::id(), id: unit.seed };
     let open = |dir: PathBuf| {
         let max_capacity_gb = 0.25 / unit.paths as f64;
@@ -82,6 +88,10 @@ fn on_files(unit: &Unit, dir: &Path, breaker: &BreakerOptions, cx: &Context) -> 
     let mut each: Vec<Adapter> = dirs(unit, dir).into_iter().map(open).collect();
     if each.len() == 1 {
         return each.remove(0);
+    }
+    if unit.one_path {
+        let first = faulty(each.remove(0));
+        each.insert(0, first);
     }
     let member = |(n, adapter): (usize, Adapter)| Member {
         place: Place { name: n.to_string(), weight: 1, devices: vec![] },
@@ -129,10 +139,6 @@ impl World {
             cool_down: 2 * MS,
             cool_down_max: 16 * MS,
         };
-        let inner = match &dir {
-            None => Mock::open(&MockConfig::new(0.25, 1000.0), cx.clone()).expect("good settings").adapter(),
-            Some(dir) => on_files(unit, dir.path(), &breaker, &cx),
-        };
         let classes = unit.class.map_or(Fault::ALL.to_vec(), |class| vec![class]);
         let config = FaultConfig {
             // Some deadlines are shorter, so that there are delays that change an answer.
@@ -140,9 +146,22 @@ impl World {
             hang_ms: Some(if dir.is_some() { 250 } else { 400 }),
             ..FaultConfig::new(unit.rate(), (unit.seed >> 1) as i64, &classes)
         };
-        let injector = Injector::new(inner, &config, cx.clone()).expect("good settings");
+        let mut injector = None;
+        let mut faulty = |inner| {
+            let faulty = Injector::new(inner, &config, cx.clone()).expect("good settings");
+            injector.insert(faulty).adapter()
+        };
+        let adapter = match &dir {
+            None => {
+                let mock = Mock::open(&MockConfig::new(0.25, 1000.0), cx.clone()).expect("good settings");
+                faulty(mock.adapter())
+            }
+            Some(dir) if unit.one_path => on_files(unit, dir.path(), &breaker, &cx, faulty),
+            Some(dir) => faulty(on_files(unit, dir.path(), &breaker, &cx, |adapter| adapter)),
+        };
+        let injector = injector.expect("one of the stores has faults");
         // The manager lists nothing, so its breaker does not stand before a listing.
-        let lister = Breaker::new(injector.adapter(), breaker.clone(), &cx).expect("good options").adapter;
+        let lister = Breaker::new(adapter.clone(), breaker.clone(), &cx).expect("good options").adapter;
         let region = HeapRegion::new((CACHE + STAGING) as usize).expect("memory");
         let slab = Slab::new(vec![region]).expect("a region");
         let (store, prefetch) = if unit.buffer_only { ("skip_l1", "default") } else { ("default", "retain") };
@@ -173,7 +192,7 @@ impl World {
             limit: InFlight::Of(LimitOptions::new(4 << 20)),
             stores: true,
         };
-        manager.add_adapter(injector.adapter(), options).expect("the first of its name");
+        manager.add_adapter(adapter, options).expect("the first of its name");
         Arc::new(Self {
             unit: unit.clone(),
             margin,

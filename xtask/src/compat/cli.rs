@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::Result;
 use serde_json::Value;
 
-use super::{Place, Server, lmcache};
+use super::{Place, Pool, Server, lmcache};
 
 /// A command, and what its metrics have to say.
 type Case = (&'static [&'static str], &'static [(&'static str, &'static str)]);
@@ -18,10 +18,10 @@ const CASES: &[Case] = &[
     ),
     (&["kvcache", "clear"], &[("status", "OK")]),
     (
-        &["quota", "set", "team", "--limit-gb", "0.01"],
-        &[("cache_salt", "team"), ("limit_gb", "0.01"), ("status", "ok")],
+        &["quota", "set", "team", "--limit-gb", "0.25"],
+        &[("cache_salt", "team"), ("limit_gb", "0.25"), ("status", "ok")],
     ),
-    (&["quota", "get", "team"], &[("limit_gb", "0.01"), ("current_usage_gb", "0.0"), ("exists", "true")]),
+    (&["quota", "get", "team"], &[("limit_gb", "0.25"), ("current_usage_gb", "0.0"), ("exists", "true")]),
     (&["quota", "list"], &[]),
     (&["quota", "delete", "team"], &[("status", "removed")]),
     (&["quota", "delete", "team"], &[("status", "not_found")]),
@@ -32,17 +32,25 @@ const CASES: &[Case] = &[
 
 /// How many commands failed.
 pub(super) fn run(place: &Place) -> Result<u32> {
-    let name = format!("compat_cli_{}", std::process::id());
+    let pool = Pool::new("compat_cli");
     let mut command = Command::new(&place.binary);
     command.args(["serve", "--port", "0", "--http-port", "0", "--l1-size-gb", "0.0625"]);
     // A policy that keeps quotas.
-    command.args(["--eviction-policy", "IsolatedLRU", "--shm-name", &name]);
+    command.args(["--eviction-policy", "IsolatedLRU", "--shm-name", &pool.name]);
     command.args(["--l2-adapter", r#"{"type":"mock","max_size_gb":0.1,"mock_bandwidth_gb":100}"#]);
     let server = Server::launch(&mut command)?;
     let mut failed = 0;
     for (words, wanted) in CASES {
-        let done =
-            lmcache(&place.venv).args(*words).args(["--url", &server.http, "--format", "json"]).output()?;
+        // `kvcache` takes the format before what it is to do, the others after it.
+        let (before, after): (&[_], &[_]) =
+            if words[0] == "kvcache" { (&["--format", "json"], &[]) } else { (&[], &["--format", "json"]) };
+        let done = lmcache(&place.venv)
+            .arg(words[0])
+            .args(before)
+            .args(&words[1..])
+            .args(["--url", &server.http])
+            .args(after)
+            .output()?;
         let text = String::from_utf8_lossy(&done.stdout);
         let said: Value = serde_json::from_str(&text).unwrap_or_default();
         let wrong = wanted.iter().find_map(|(field, value)| {

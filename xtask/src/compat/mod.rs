@@ -3,7 +3,9 @@
 //! Makes a Python environment under `target/compat` with the released LMCache (about 5 GB with what it brings along), and
 //! runs its `bench server` in every shape and both modes of transfer, over several tiers. Each run compares the checksums of
 //! what it stored and what it got back. Then its vLLM adapters go through the steps of a request's life, and through kills of
-//! the server (`--kills N`, 100 unless given). Needs Python 3.11 and a package index; CI does not run it.
+//! the server (`--kills N`, 100 unless given). `cli`, `kills`, `figures` and `dashboard` run alone: LMCache's command line, the
+//! kills, what the servers cost side by side, and the queries of `docs/deploy` asked of a real Prometheus. Needs Python 3.11 and a
+//! package index; CI does not run it.
 
 mod adapters;
 mod cli;
@@ -34,6 +36,23 @@ const MODES: [&str; 2] = ["engine_driven", "lmcache_driven"];
 /// that dials a port of those while nobody listens may be given this very port, and then it is connected to itself.
 const PORT: u16 = 15_755;
 
+/// A server's shared memory, by the name it was given. Removed when dropped: who is killed leaves it to the next start.
+struct Pool {
+    name: String,
+}
+
+impl Pool {
+    fn new(of: &str) -> Self {
+        Self { name: format!("{of}_{}", std::process::id()) }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(format!("/dev/shm/lmcache_l1_pool_{}", self.name));
+    }
+}
+
 /// A server; killed when dropped.
 struct Server {
     child: Child,
@@ -50,15 +69,14 @@ impl Drop for Server {
 
 impl Server {
     /// At this port, and the next one for HTTP; 0 takes any.
-    fn start(binary: &Path, adapter: &str, port: u16) -> Result<Self> {
+    fn start(binary: &Path, adapter: &str, pool: &Pool, port: u16) -> Result<Self> {
         let flags = ["serve", "--l1-size-gb", "1", "--l2-adapter", adapter];
         let http = if port == 0 { 0 } else { port + 1 };
-        let name = format!("compat_{}", std::process::id());
         Self::launch(
             Command::new(binary)
                 .args(flags)
                 .args(["--port", &port.to_string(), "--http-port", &http.to_string()])
-                .args(["--shm-name", &name]),
+                .args(["--shm-name", &pool.name]),
         )
     }
 
@@ -86,8 +104,16 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
         [] => suite(100),
         [flag, n] if flag == "--kills" => suite(n.parse().context("--kills takes a number")?),
         [what] if what == "cli" => Ok(passed(cli::run(&Place::make()?)?)),
+        [what, n, modes @ ..] if what == "kills" => {
+            let place = Place::make()?;
+            let modes = if modes.is_empty() { &MODES.map(str::to_owned)[..] } else { modes };
+            Ok(passed(kills(&place, n.parse().context("kills takes a number")?, modes)?))
+        }
         [what] if what == "figures" => figures::run(&Place::make()?),
-        _ => bail!("usage: cargo xtask compat-lmcache [cli | figures | --kills N]"),
+        [what, prometheus] if what == "dashboard" => dashboard(&Place::make()?, prometheus),
+        _ => bail!(
+            "usage: cargo xtask compat-lmcache [cli | kills N [MODE] | figures | dashboard PROMETHEUS | --kills N]"
+        ),
     }
 }
 
@@ -120,42 +146,65 @@ impl Place {
     }
 }
 
+/// Where a server's disk tier lies; removed when dropped.
+struct Store(PathBuf);
+
+impl Store {
+    fn new(place: &Place) -> Self {
+        Self(place.home.join(format!("store-{}", std::process::id())))
+    }
+
+    fn adapter(&self) -> String {
+        format!(r#"{{"type":"fs","base_path":"{}","max_capacity_gb":2}}"#, self.0.display())
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 fn suite(rounds: u32) -> Result<ExitCode> {
     let place = Place::make()?;
-    let Place { home, venv, binary, .. } = &place;
-    let store = home.join(format!("store-{}", std::process::id()));
-    let fs_adapter = serde_adapter(&store);
+    let Place { venv, binary, .. } = &place;
+    let (pool, store) = (Pool::new("compat"), Store::new(&place));
     let tiers = [
         ("mock", r#"{"type":"mock","max_size_gb":1,"mock_bandwidth_gb":100}"#.to_owned()),
-        ("fs", fs_adapter),
+        ("fs", store.adapter()),
     ];
     let mut failed = cli::run(&place)?;
     for (tier, adapter) in &tiers {
-        let mut server = Server::start(binary, adapter, 0)?;
+        let server = Server::start(binary, adapter, &pool, 0)?;
         for (m, mode) in MODES.iter().enumerate() {
             for (n, (shape, flags)) in SHAPES.iter().enumerate() {
                 failed += u32::from(!bench(venv, &server, mode, shape, tier, m * 100 + n * 10, flags)?);
             }
             failed += adapters::steps(venv, &server, mode)?;
         }
-        if *tier == "fs" {
-            // What was stored before a kill is served from disk.
-            drop(server);
-            server = Server::start(binary, adapter, 0)?;
-            let (_, flags) = SHAPES[0];
-            failed += u32::from(!bench(venv, &server, MODES[0], "after a kill", tier, 0, flags)?);
-            drop(server);
-            for mode in MODES {
-                failed += adapters::kills(venv, mode, rounds, || Server::start(binary, adapter, PORT))?;
-            }
-        }
     }
-    let _ = fs::remove_dir_all(&store);
-    Ok(passed(failed))
+    drop(store);
+    Ok(passed(failed + kills(&place, rounds, &MODES)?))
 }
 
-fn serde_adapter(store: &Path) -> String {
-    format!(r#"{{"type":"fs","base_path":"{}","max_capacity_gb":2}}"#, store.display())
+/// Kills under a live client in each mode, over a disk tier of its own.
+fn kills(place: &Place, rounds: u32, modes: &[impl AsRef<str>]) -> Result<u32> {
+    let mut failed = 0;
+    for mode in modes {
+        let (pool, store) = (Pool::new("compat"), Store::new(place));
+        let start = || Server::start(&place.binary, &store.adapter(), &pool, PORT);
+        failed += adapters::kills(&place.venv, mode.as_ref(), rounds, start)?;
+    }
+    Ok(failed)
+}
+
+/// Asks a Prometheus of this machine what the dashboard asks.
+fn dashboard(place: &Place, prometheus: &str) -> Result<ExitCode> {
+    let done = quiet(&mut Command::new(place.venv.join("bin/python")))
+        .arg(place.root.join("xtask/compat/dashboard.py"))
+        .args([&place.binary, Path::new(prometheus), &place.root.join("docs/deploy")])
+        .status()?;
+    Ok(if done.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The environment's folder; made if it is not there.
@@ -170,7 +219,7 @@ fn environment(home: &Path) -> Result<PathBuf> {
             Command::new(python).args(["-m", "venv"]).arg(&venv).status()?.success(),
             "no environment was made"
         );
-        let pip = Command::new(venv.join("bin/pip")).args(["install", "--no-compile", LMCACHE]).status()?;
+        let pip = Command::new(venv.join("bin/pip")).args(["install", LMCACHE]).status()?;
         ensure!(pip.success(), "{LMCACHE} could not be installed");
     }
     Ok(venv)
@@ -182,13 +231,15 @@ fn lmcache(venv: &Path) -> Command {
     command
 }
 
-/// Without what LMCache reports home and prints.
+/// Without what LMCache reports home and prints. What Python compiles is kept: LMCache imports torch, which takes half a minute
+/// where nothing is.
 fn quiet(command: &mut Command) -> &mut Command {
     command
         .env("LMCACHE_TRACK_USAGE", "false")
         .env("LMCACHE_DISABLE_BANNER", "1")
         .env("LMCACHE_LOG_LEVEL", "ERROR")
         .env("PYTHONWARNINGS", "ignore")
+        .env_remove("PYTHONDONTWRITEBYTECODE")
 }
 
 /// Three requests from `start` on; whether all checksums match.

@@ -11,7 +11,8 @@ use kvstrata_config::{AdapterSettings, BuildContext, ByteSize, Registry};
 use kvstrata_core::{Affinity, DType, Error, ErrorKind, Layout, ObjectKey, TensorDesc};
 use kvstrata_io::{OsDisk, OsOptions};
 use kvstrata_l2::{
-    Answer, Checked, Fail, Get, GetItem, GetSink, Probe, Put, PutItem, PutSink, Sink, Stored, Verify,
+    Answer, Checked, Fail, Get, GetItem, GetSink, Probe, Put, PutDigest, PutItem, PutSink, Sink, Stored,
+    Verify,
 };
 use kvstrata_lmcache_files::{FlatConfig, GdsConfig, LmcacheFs, LmcacheGds, Refusal, Refused, scan_flat};
 use kvstrata_mem::{Allocate, MmapRegion, Pool, RegionOptions, Slab, UNIT};
@@ -285,7 +286,12 @@ impl Import {
             match answer {
                 Answer::Loaded(loaded) => {
                     let buf = loaded.buf.seal(layout.bytes() as usize);
-                    puts.push(PutItem { key: key.clone(), layout: layout.clone(), digest: None, buf });
+                    puts.push(PutItem {
+                        key: key.clone(),
+                        layout: layout.clone(),
+                        digest: PutDigest::None,
+                        buf,
+                    });
                     sent.push((key, layout));
                 }
                 Answer::Miss(miss, _) => report.lose(&key, miss.name()),

@@ -27,7 +27,6 @@ const GC: &str = "there is no garbage collector";
 const BUS: &str = "there is no event bus: counting is done where things happen";
 
 const LOG: &str = "--log says what is logged";
-const OTLP: &str = "OTLP is not built in this version: metrics are at /metrics, and --log has the log";
 const RECORD: &str = "requests are not recorded in this version";
 const TABLE: &str = "the server prints no table";
 
@@ -95,8 +94,7 @@ const FLAGS: &[(&str, bool, Here)] = &[
     ("disable-logging", true, NoEffect(LOG)),
     ("disable-metrics", true, NoEffect("counting costs nothing that could be saved")),
     ("prometheus-port", false, NoEffect("metrics are at /metrics of --http-port")),
-    ("enable-tracing", true, Refused(OTLP)),
-    ("otlp-endpoint", false, Refused(OTLP)),
+    ("enable-tracing", true, NoEffect("spans are sent where --otlp-endpoint says, if it is given")),
     ("trace-level", false, Refused(RECORD)),
     ("trace-output", false, Refused(RECORD)),
     ("format", false, NoEffect(TABLE)),
@@ -318,8 +316,6 @@ mod tests {
         "gds-l1-path",
         "gds-l1-use-direct-io",
         "gds-l1-backend",
-        "enable-tracing",
-        "otlp-endpoint",
         "lookup-hash-log-dir",
         "trace-level",
         "trace-output",

@@ -1,9 +1,9 @@
 //! `kvstrata ls`: what a store holds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -19,13 +19,15 @@ use super::{report, store_path};
 ///
 /// One line per object: payload bytes, digest, layout, key. Keys are written model@rank@group@hash, with @salt where there
 /// is one. The list comes from the index; headers are read where that is missing or old, payloads never. Nothing is
-/// changed. A store that is in use is refused.
+/// changed. A store that is in use is refused. Several directories of one adapter are listed one after the other; an object
+/// that lies in more than one of them is listed once.
 ///
 /// Example: kvstrata ls /var/cache/kv --model org/model --limit 20
 #[derive(Args, Debug)]
 pub(crate) struct LsArgs {
-    /// The store's directory
-    path: PathBuf,
+    /// The store's directory, or several
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
     /// No more than so many
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
@@ -49,7 +51,7 @@ struct Entry {
 #[derive(Serialize, Debug)]
 struct Listing {
     schema_version: u32,
-    path: PathBuf,
+    paths: Vec<PathBuf>,
     objects: u64,
     bytes: u64,
     /// Files under objects' names that are bad.
@@ -80,17 +82,16 @@ impl Layouts {
 }
 
 pub(crate) fn run(args: LsArgs) -> Result<bool> {
-    store_path::check(&args.path, false)?;
     let disk = OsDisk::new(OsOptions { threads: 1, ..OsOptions::default() })?;
-    let _lock = store_path::lock(&disk, &args.path)?;
-    let manifest = Manifest::read(&disk, &args.path).with_context(|| {
-        format!("the store cannot be read; see what `kvstrata fsck {}` says", args.path.display())
-    })?;
-    let described = manifest.into_iter().flat_map(|m| m.namespaces).map(|n| (n.layout.id(), n.layout));
-    let mut layouts = Layouts(described.collect());
+    // All are looked at before anything is said of one.
+    let mut stores = Vec::with_capacity(args.paths.len());
+    for path in &args.paths {
+        store_path::check(path, false)?;
+        stores.push((path, store_path::lock(&disk, path)?));
+    }
     let mut listing = Listing {
-        schema_version: 1,
-        path: args.path.clone(),
+        schema_version: 2,
+        paths: args.paths.clone(),
         objects: 0,
         bytes: 0,
         bad: 0,
@@ -98,14 +99,55 @@ pub(crate) fn run(args: LsArgs) -> Result<bool> {
         entries: Vec::new(),
     };
     let mut out = io::BufWriter::new(io::stdout().lock());
+    // Kept only where a second path may have the same.
+    let mut seen = (stores.len() > 1).then(HashSet::new);
+    for (path, _lock) in &stores {
+        let bad = listing.bad;
+        match list(&disk, path, &args, &mut listing, &mut seen, &mut out)? {
+            // Whoever reads has seen enough.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(true),
+            done => done.context("write the list")?,
+        }
+        if listing.bad > bad {
+            eprintln!("{} bad files: kvstrata fsck {}", listing.bad - bad, path.display());
+        }
+        if listing.more {
+            break;
+        }
+    }
+    drop(out);
+    if let Some(path) = &args.json {
+        report::write_json(path, &listing)?;
+    }
+    let more = if listing.more { ", and more" } else { "" };
+    eprintln!("{} objects of {}{more}", listing.objects, report::bytes(listing.bytes));
+    Ok(true)
+}
+
+/// Lists one store. The inner result is that of writing.
+fn list(
+    disk: &OsDisk,
+    path: &Path,
+    args: &LsArgs,
+    listing: &mut Listing,
+    seen: &mut Option<HashSet<[u8; 32]>>,
+    out: &mut impl Write,
+) -> Result<io::Result<()>> {
+    let manifest = Manifest::read(disk, path).with_context(|| {
+        format!("the store cannot be read; see what `kvstrata fsck {}` says", path.display())
+    })?;
+    let described = manifest.into_iter().flat_map(|m| m.namespaces).map(|n| (n.layout.id(), n.layout));
+    let mut layouts = Layouts(described.collect());
     let mut written = Ok(());
-    kvstrata_disk::list(&disk, &args.path, |shown| {
+    kvstrata_disk::list(disk, path, |shown| {
         let Ok((key, found)) = shown else {
             listing.bad += 1;
             return ControlFlow::Continue(());
         };
         let model = key.scope().model();
-        if args.model.as_ref().is_some_and(|wanted| wanted != model) {
+        if args.model.as_ref().is_some_and(|wanted| wanted != model)
+            || seen.as_mut().is_some_and(|seen| !seen.insert(*key.fingerprint256()))
+        {
             return ControlFlow::Continue(());
         }
         if args.limit == Some(listing.objects) {
@@ -129,19 +171,5 @@ pub(crate) fn run(args: LsArgs) -> Result<bool> {
         written = writeln!(out, "{:>12}  {digest:<16}  {:<24}  {}", entry.bytes, entry.layout, entry.key);
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
-    match written.and_then(|()| out.flush()) {
-        // Whoever reads has seen enough.
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(true),
-        done => done.context("write the list")?,
-    }
-    drop(out);
-    if let Some(path) = &args.json {
-        report::write_json(path, &listing)?;
-    }
-    let more = if listing.more { ", and more" } else { "" };
-    eprintln!("{} objects of {}{more}", listing.objects, report::bytes(listing.bytes));
-    if listing.bad > 0 {
-        eprintln!("{} bad files beside them: kvstrata fsck {}", listing.bad, args.path.display());
-    }
-    Ok(true)
+    Ok(written.and_then(|()| out.flush()))
 }

@@ -12,6 +12,7 @@ mod replay;
 mod report;
 mod serve;
 mod serve_http;
+mod serve_spans;
 mod show;
 mod simulate;
 mod stack;

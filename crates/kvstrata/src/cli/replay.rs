@@ -1,5 +1,6 @@
 //! `kvstrata replay`: a trace of real requests through the manager, with every loaded byte checked.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use kvstrata_config::ByteSize;
 use kvstrata_core::{Error, KeyMask, KeyScope, KvRank, Layout, Namespace, ObjectKey};
-use kvstrata_manager::{Grant, Layouts, LoadMode, Manager, Request, Reserved, TierId, Wait};
+use kvstrata_manager::{Grant, Layouts, LoadAnswer, LoadMode, Manager, Request, Reserved, TierId, Wait};
 use kvstrata_testkit::payload;
 use kvstrata_testkit::trace::{self, Reader};
 use serde::Serialize;
@@ -79,10 +80,18 @@ struct Figures {
     evicted_blocks: u64,
     /// Blocks that L1 had no room for, and blocks that an adapter declined for good.
     declined_stores: u64,
+    /// Of those, the ones that L1 had no room for.
+    declined_by_l1: u64,
+    /// What adapters answered to stores that they did not take, attempts that were repeated included.
+    refusals: BTreeMap<&'static str, u64>,
     /// Blocks that the admission rule kept out and no adapter was there to take.
     not_admitted_blocks: u64,
-    /// Loads that failed although a lookup had found the block.
+    /// Loads that ended with an error, lateness included, although a lookup had found the block.
     failed_loads: u64,
+    /// Blocks that a lookup had found and that were not there any more, or not whole, when they were loaded.
+    missed_loads: u64,
+    /// Both by reason: a miss's, or the kind of an error.
+    lost_between: BTreeMap<&'static str, u64>,
     /// Loads whose digest nobody checked.
     unverified_loads: u64,
     wrong_bytes: u64,
@@ -220,7 +229,18 @@ impl Replay {
             }
             self.figures.loaded_bytes += buf.len() as u64;
         }
-        self.figures.failed_loads += (l1.count() + l2.count() - hits.count()) as u64;
+        for (i, answer) in loaded.misses.iter().filter(|(i, _)| l1.get(*i) || l2.get(*i)) {
+            let (count, reason) = match answer {
+                LoadAnswer::Hit(_) => unreachable!("a hit is no miss"),
+                LoadAnswer::Miss(why) => (&mut self.figures.missed_loads, why.name()),
+                LoadAnswer::Failed(e) => {
+                    tracing::debug!(key = %keys[*i], error = %e, "a block that was found could not be loaded");
+                    (&mut self.figures.failed_loads, e.kind().name())
+                }
+            };
+            *count += 1;
+            *self.figures.lost_between.entry(reason).or_default() += 1;
+        }
         self.figures.requests += 1;
         self.figures.blocks += keys.len() as u64;
         self.prefix_blocks += hits.prefix() as u64;
@@ -275,6 +295,7 @@ impl Replay {
             self.store.record(begun.elapsed());
             if refused > 0 && !(drains && progress) {
                 self.figures.declined_stores += refused;
+                self.figures.declined_by_l1 += refused;
                 break;
             }
         }
@@ -303,9 +324,14 @@ impl Replay {
         f.declined_stores += usage.stats.store_gave_up;
         f.faults.extend(usage.faults.iter().map(|f| format!("{} policy: {}", f.part.name(), f.panic)));
         f.pins_left += (usage.pinned + usage.reserved) as u64 + usage.staging.buffers;
-        for checks in usage.adapters.iter().map(|a| a.checks) {
+        for adapter in &usage.adapters {
+            let checks = &adapter.checks;
             f.unverified_loads +=
                 checks.unverified_off + checks.unverified_no_digest + checks.unverified_device;
+            let refused = |(answer, n): &(&str, u64)| *n > 0 && !["ok", "present"].contains(answer);
+            for (answer, n) in adapter.meter.put.outcomes().filter(refused) {
+                *f.refusals.entry(answer).or_default() += n;
+            }
         }
         self.stack.close().await
     }
@@ -326,6 +352,10 @@ impl Replay {
     }
 }
 
+fn by_reason(counts: &BTreeMap<&'static str, u64>) -> String {
+    counts.iter().map(|(reason, n)| format!("{n} {reason}")).collect::<Vec<_>>().join(", ")
+}
+
 fn print(f: &Figures) {
     let percent = |r: f64| format!("{:.2} %", 100.0 * r);
     let mut rows = vec![
@@ -343,10 +373,19 @@ fn print(f: &Figures) {
     rows.extend(times.into_iter().filter_map(|(name, p)| Some((name, p?.to_string()))));
     rows.push(("evicted from L1", format!("{} blocks by {}", f.evicted_blocks, f.policy)));
     rows.push(("declined stores", f.declined_stores.to_string()));
+    if f.declined_by_l1 > 0 {
+        rows.push(("  by L1", f.declined_by_l1.to_string()));
+    }
+    if !f.refusals.is_empty() {
+        rows.push(("  L2 answered", by_reason(&f.refusals)));
+    }
     if f.not_admitted_blocks > 0 {
         rows.push(("not admitted", format!("{} blocks by {}", f.not_admitted_blocks, f.admission)));
     }
     rows.push(("failed loads", f.failed_loads.to_string()));
+    if !f.lost_between.is_empty() {
+        rows.push(("found and not loaded", by_reason(&f.lost_between)));
+    }
     if f.unverified_loads > 0 {
         rows.push(("unverified loads", f.unverified_loads.to_string()));
     }

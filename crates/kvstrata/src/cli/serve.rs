@@ -10,13 +10,14 @@ use kvstrata_config::{BuildContext, Resolved};
 use kvstrata_core::{Error, ErrorKind};
 use kvstrata_manager::Manager;
 use kvstrata_mem::{Region, ShmRegion};
+use kvstrata_otlp::Endpoint;
 use kvstrata_server::zmq::Zmq;
 use kvstrata_server::{Options, Pool, Service};
 use kvstrata_zmtp::{Limits, Router};
 
 use super::flags::ConfigFlags;
 use super::lmcache_flags::OtherFlags;
-use super::serve_http;
+use super::{serve_http, serve_spans};
 
 /// Serve one cache to the engines of this machine
 ///
@@ -60,6 +61,10 @@ pub(crate) struct ServeArgs {
     /// Its port; 0 takes a free one
     #[arg(long, default_value_t = 8080)]
     http_port: u16,
+    /// Send a span of every request to this OpenTelemetry collector, http://HOST[:PORT][/PATH], over OTLP/HTTP (usually port
+    /// 4318, where gRPC has 4317). Metrics stay at /metrics
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<Endpoint>,
     #[command(flatten)]
     other: OtherFlags,
     #[command(flatten)]
@@ -299,6 +304,9 @@ pub(crate) async fn run(mut args: ServeArgs) -> Result<bool> {
             return Err(e);
         }
     };
+    if let Some(endpoint) = args.otlp_endpoint.take() {
+        serve_spans::send(&server.service, endpoint, options.incarnation);
+    }
     let zmq = Arc::new(Zmq::new(server.service.clone(), Arc::new(tokio::runtime::Handle::current())));
     for router in &routers {
         println!("listening at {}", router.endpoint());

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use kvstrata_admin::{Admin, Listed};
+use kvstrata_admin::{Admin, Listed, Prefetch, Prefetched};
 use kvstrata_config::{Components, Resolved};
 use kvstrata_manager::Manager;
 use kvstrata_metrics::{Metrics, ServerMetrics};
-use kvstrata_server::{Options, Service};
+use kvstrata_server::api::{Key, Tokens};
+use kvstrata_server::{Options, Service, Warmed};
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 
@@ -50,6 +51,37 @@ pub(crate) fn admin(
                 service.checksums(instance, blocks, per_digest, layerwise)
             }
         })
+        .with_prefetches(
+            {
+                let service = service.clone();
+                move |wanted| service.prefetch(&key(wanted))
+            },
+            {
+                let service = service.clone();
+                move |id| {
+                    Some(match service.prefetched(id)? {
+                        Warmed::Pending => Prefetched::Pending,
+                        Warmed::Completed { found, total } => Prefetched::Completed { found, total },
+                    })
+                }
+            },
+        )
+}
+
+/// The key of a prompt that is to be loaded ahead of time.
+fn key(wanted: &Prefetch) -> Key {
+    Key {
+        model: wanted.model_name.clone(),
+        world_size: wanted.world_size,
+        worker: None,
+        tokens: Tokens::from(&wanted.token_ids[..]),
+        start: 0,
+        end: wanted.token_ids.len() as i64,
+        request: String::new(),
+        salt: wanted.cache_salt.clone(),
+        configs: None,
+        readers: 1,
+    }
 }
 
 /// `/config`: LMCache's SDK asks for `mp.chunk_size` and `mp.shm_name`.
@@ -107,6 +139,7 @@ fn status(service: &Service) -> Map<String, Value> {
         "served": {
             "requests": c.requests,
             "refused": c.refused,
+            "chunks_hashed": c.chunks_hashed,
             "lookups": c.lookups,
             "lookup_tokens": c.lookup_tokens,
             "hit_tokens": c.hit_tokens,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use yaml_rust2::{Yaml, YamlLoader};
 
-use crate::server::Server;
+use crate::server::start;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/deploy")
@@ -111,7 +111,7 @@ fn starts(flags: &[(String, String)]) {
     }
     assert!(flags.iter().any(|(flag, _)| flag == "--l2-adapter"), "{flags:?}");
     let more: Vec<&str> = more.iter().map(String::as_str).collect();
-    let server = Server::start(&more);
+    let server = start(&more);
     assert_eq!(server.ask("GET", "/healthcheck", "").0, 200);
 }
 

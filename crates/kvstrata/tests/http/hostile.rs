@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::time::Instant;
 
-use crate::server::{Server, WITHIN};
+use crate::server::{Server, WITHIN, start};
 
 /// Numbers that look random, and are the same every time.
 struct Lcg(u64);
@@ -44,7 +44,7 @@ fn post(path: &str, body: &[u8]) -> Vec<u8> {
 
 #[test]
 fn bad_input_is_refused_and_leaves_nothing() {
-    let mut server = Server::start(&[]);
+    let mut server = start(&[]);
     let nested = "[".repeat(200_000);
     let long_path = "x".repeat(100_000);
     let many_headers: String = (0..5000).map(|n| format!("h{n}: v\r\n")).collect();
@@ -127,7 +127,7 @@ fn bad_input_is_refused_and_leaves_nothing() {
 
 #[test]
 fn clients_that_say_nothing_keep_nobody_from_asking() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let silent: Vec<_> = (0..200)
         .map(|n| {
             let mut stream = server.connect();
@@ -145,7 +145,7 @@ fn clients_that_say_nothing_keep_nobody_from_asking() {
 
 #[test]
 fn it_listens_on_loopback_unless_told_otherwise() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     assert!(server.http.ip().is_loopback(), "{}", server.http);
     assert!(server.endpoint.starts_with("tcp://127.0.0.1:"), "{}", server.endpoint);
 }

@@ -2,5 +2,6 @@
 
 mod deploy;
 mod hostile;
+mod killed;
 mod metrics;
 mod server;

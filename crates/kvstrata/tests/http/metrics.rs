@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use kvstrata_server::api::{EngineDriven, Request};
+use kvstrata_server::api::{Reply, Request};
 
-use crate::server::{Engine, Server, key};
+use serde_json::{Value, json};
+
+use crate::server::{Engine, SLOT_BYTES, Server, WITHIN, engine_driven, key, start};
 
 const WORKER: i64 = 7;
-/// 2 planes × 1 layer × 256 slots × 64 wide × 2 bytes.
-const BYTES: f64 = (2 * 256 * 64 * 2) as f64;
+const BYTES: f64 = SLOT_BYTES as f64;
 
 fn samples(page: &str) -> BTreeMap<String, f64> {
     let lines = page.lines().filter(|l| !l.starts_with('#'));
@@ -18,33 +19,22 @@ fn samples(page: &str) -> BTreeMap<String, f64> {
 
 /// Stores a prompt of four chunks, reads it, finds half of a longer one, and asks for what is not there.
 async fn traffic(server: &Server) -> Engine {
-    let mut engine = Engine::connect(server).await;
+    let mut engine = Engine::connect(&server.endpoint).await.expect("it listens");
     // Nobody has registered: nothing can be there, and nothing is looked for.
     assert_eq!(engine.look_up(key(1, 4, "early", "", None)).await, 0);
-    let register = Request::RegisterEngineDriven(EngineDriven {
-        instance: WORKER,
-        model: "org/model".into(),
-        world_size: 1,
-        block_size: 16,
-        layers: 1,
-        hidden: 64,
-        dtype: "float16".into(),
-        mla: false,
-        slots: None,
-    });
-    assert!(!engine.ask(&register).await.is_empty());
+    assert!(matches!(engine.ask(&engine_driven(WORKER)).await, Reply::Pool { .. }));
 
     let stored = key(1, 4, "store", "", Some(0));
     assert_eq!(engine.look_up(key(1, 4, "store", "", None)).await, 0);
     engine.ask(&Request::PrepareStore(stored.clone(), WORKER)).await;
     let commit = Request::CommitStore { key: stored, instance: WORKER, payload: Vec::new() };
-    assert_eq!(engine.ask(&commit).await, [0xc3], "true");
+    assert_eq!(engine.ask(&commit).await, Reply::Bool(true));
     engine.ask(&Request::EndSession("store".into())).await;
 
     assert_eq!(engine.look_up(key(1, 4, "read", "", None)).await, 4);
     engine.ask(&Request::PrepareRetrieve(key(1, 4, "read", "", Some(0)), WORKER)).await;
     let done = Request::CommitRetrieve(key(1, 4, "read", "", Some(0)), WORKER);
-    assert_eq!(engine.ask(&done).await, [0xc3]);
+    assert_eq!(engine.ask(&done).await, Reply::Bool(true));
     // Another salt is another cache.
     assert_eq!(engine.look_up(key(1, 4, "salted", "team", None)).await, 0);
     assert_eq!(engine.look_up(key(1, 0, "short", "", None)).await, 0);
@@ -53,7 +43,7 @@ async fn traffic(server: &Server) -> Engine {
     // Prepared and never committed.
     engine.ask(&Request::PrepareStore(key(9, 2, "torn", "", Some(0)), WORKER)).await;
     for _ in 0..3 {
-        assert_eq!(engine.ask(&Request::Ping(Some(WORKER))).await, [0xc3]);
+        assert_eq!(engine.ask(&Request::Ping(Some(WORKER))).await, Reply::Bool(true));
     }
     // Of a worker that nobody knows.
     engine.ask(&Request::PrepareStore(key(1, 4, "store", "", Some(0)), 99)).await;
@@ -62,7 +52,7 @@ async fn traffic(server: &Server) -> Engine {
 
 #[tokio::test]
 async fn the_page_counts_what_was_done_and_nothing_else() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let mut engine = traffic(&server).await;
     let page = server.metrics();
     let samples_now = samples(&page);
@@ -142,7 +132,7 @@ pub(crate) fn names(page: &str) -> std::collections::BTreeSet<String> {
 
 #[tokio::test]
 async fn a_dashboard_and_its_alerts_ask_for_nothing_that_is_not_there() {
-    let server = Server::start(&[]);
+    let server = start(&[]);
     traffic(&server).await;
     let known = names(&server.metrics());
     let asked = crate::deploy::queries();
@@ -154,4 +144,51 @@ async fn a_dashboard_and_its_alerts_ask_for_nothing_that_is_not_there() {
             assert!(known.contains(&metric), "{from}: {query} asks for {metric}, which is not on the page");
         }
     }
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_loaded_ahead_of_time_is_in_l1_when_it_is_looked_up() {
+    let server = start(&[]);
+    let mut engine = Engine::connect(&server.endpoint).await.expect("it listens");
+    let submit = |tokens: usize| {
+        let ids: Vec<u32> = (0..tokens as u32).map(|i| if i == 0 { 1 } else { i }).collect();
+        let body = json!({ "model_name": "org/model", "world_size": 1, "token_ids": ids });
+        let (status, answer) = server.ask("POST", "/cache/prefetches", &body.to_string());
+        (status, serde_json::from_str::<Value>(&answer).expect("JSON"))
+    };
+    let (status, answer) = submit(1024);
+    assert_eq!(status, 503, "{answer}: no worker has said how chunks look");
+    engine.ask(&engine_driven(WORKER)).await;
+    let stored = key(1, 4, "store", "", Some(0));
+    engine.ask(&Request::PrepareStore(stored.clone(), WORKER)).await;
+    let commit = Request::CommitStore { key: stored, instance: WORKER, payload: Vec::new() };
+    assert_eq!(engine.ask(&commit).await, Reply::Bool(true));
+    engine.ask(&Request::EndSession("store".into())).await;
+    assert_eq!(server.settle(WITHIN), Vec::<String>::new());
+    assert_eq!(server.ask("POST", "/cache/clear", "").0, 200);
+
+    assert_eq!(submit(255), (202, json!({ "chunks": 0, "status": "noop" })));
+    // Five chunks, of which the tier below has four.
+    let (status, answer) = submit(5 * 256);
+    assert_eq!((status, &answer["chunks"], &answer["status"]), (202, &5.into(), &"submitted".into()));
+    let path = format!("/cache/prefetches/{}", answer["request_id"].as_str().expect("a name"));
+    let mut done = Value::Null;
+    for _ in 0..2000 {
+        let (status, answer) = server.ask("GET", &path, "");
+        assert_eq!(status, 200, "{answer}");
+        done = serde_json::from_str(&answer).expect("JSON");
+        if done["status"] != "pending" {
+            break;
+        }
+    }
+    assert_eq!(
+        (&done["status"], &done["found_keys"], &done["total_keys"]),
+        (&"completed".into(), &4.into(), &5.into())
+    );
+    assert_eq!(server.ask("GET", &path, "").0, 404, "it is told once");
+    assert_eq!(server.settle(WITHIN), Vec::<String>::new(), "nobody reads it yet");
+    let loads = || server.metric("kvstrata_l2_calls_total{adapter=\"disk\",op=\"get\"}");
+    let before = loads();
+    assert_eq!(engine.look_up(key(1, 4, "read", "", None)).await, 4);
+    assert_eq!(loads(), before, "L1 has it");
 }

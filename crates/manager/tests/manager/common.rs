@@ -91,10 +91,10 @@ impl Held {
     pub(crate) fn accept(&self) -> usize {
         let held = std::mem::take(&mut *self.puts.lock());
         let n = held.len();
-        for (item, sink, at) in held {
+        for (mut item, sink, at) in held {
             let bytes = item.buf.as_slice().unwrap().to_vec();
-            let found =
-                Found { len: bytes.len() as u64, layout: Some(item.layout.id()), digest: item.digest };
+            let digest = item.digest().unwrap();
+            let found = Found { len: bytes.len() as u64, layout: Some(item.layout.id()), digest };
             self.has.lock().insert(item.key.clone(), (bytes, found));
             drop(item);
             sink.answer(at, Ok(Stored::Written));

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{DESCRIPTOR, Operation};
-use crate::api::{DeviceTensor, EngineDriven, EngineGroup, Key, LmcacheDriven, Request, Tokens};
+use crate::api::{DeviceTensor, EngineDriven, EngineGroup, Hint, Key, LmcacheDriven, Request, Tokens};
 use crate::msgpack::{Read, Reader, Unreadable};
 
 fn arity<const N: usize>(arguments: &[Bytes]) -> Read<&[Bytes; N]> {
@@ -12,7 +12,11 @@ fn arity<const N: usize>(arguments: &[Bytes]) -> Read<&[Bytes; N]> {
         .map_err(|_| Unreadable { field: "arguments", expected: "as many as the operation has" })
 }
 
-fn whole<'a, T>(part: &'a [u8], field: &'static str, f: impl FnOnce(&mut Reader<'a>) -> Read<T>) -> Read<T> {
+pub(super) fn whole<'a, T>(
+    part: &'a [u8],
+    field: &'static str,
+    f: impl FnOnce(&mut Reader<'a>) -> Read<T>,
+) -> Read<T> {
     let mut r = Reader::new(part, field);
     let value = f(&mut r)?;
     r.end()?;
@@ -147,7 +151,10 @@ pub fn read_request(op: Operation, arguments: &[Bytes]) -> Result<Request, Unrea
 }
 
 /// Reads the fields of a map, each by `field`, which says whether it knows the name and reads or leaves the value.
-fn fields<'a>(r: &mut Reader<'a>, mut field: impl FnMut(&'a str, &mut Reader<'a>) -> Read<bool>) -> Read<()> {
+pub(super) fn fields<'a>(
+    r: &mut Reader<'a>,
+    mut field: impl FnMut(&'a str, &mut Reader<'a>) -> Read<bool>,
+) -> Read<()> {
     for _ in 0..r.map()? {
         let name = r.at("field name").str()?;
         if !field(name, r)? {
@@ -157,7 +164,7 @@ fn fields<'a>(r: &mut Reader<'a>, mut field: impl FnMut(&'a str, &mut Reader<'a>
     Ok(())
 }
 
-fn required<T>(value: Option<T>, field: &'static str) -> Read<T> {
+pub(super) fn required<T>(value: Option<T>, field: &'static str) -> Read<T> {
     value.ok_or(Unreadable { field, expected: "given" })
 }
 
@@ -241,12 +248,18 @@ fn read_lmcache_driven(
             whole(body, "kv_caches", read_tensor)
         })
     })?;
-    let mut texts = Vec::new();
+    let mut known = Vec::new();
     whole(hints, "layout_hints", |r| {
         fields(r, |name, r| {
-            let Ok(text) = r.clone().str() else { return Ok(false) };
+            let hint = if let Ok(text) = r.clone().str() {
+                Hint::from(text)
+            } else if let Ok(n) = r.clone().i64() {
+                Hint::from(n)
+            } else {
+                return Ok(false);
+            };
             r.skip()?;
-            texts.push((name.to_owned(), text.to_owned()));
+            known.push((name.to_owned(), hint));
             Ok(true)
         })
     })?;
@@ -256,7 +269,7 @@ fn read_lmcache_driven(
         model: text(model, "model_name")?,
         world_size: whole(world, "world_size", Reader::i64)?,
         engine: text(engine, "engine_type")?,
-        hints: texts,
+        hints: known,
         groups: whole(groups, "engine_group_infos", |r| r.list(read_group))?,
     })
 }
@@ -272,7 +285,7 @@ fn read_tensor(r: &mut Reader<'_>) -> Read<DeviceTensor> {
         offset: 0,
         device: String::new(),
     };
-    let mut version = None;
+    let (mut version, mut unknown) = (None, false);
     fields(r, |name, r| {
         match name {
             "type" => t.kind = r.at("type").str()?.to_owned(),
@@ -286,17 +299,27 @@ fn read_tensor(r: &mut Reader<'_>) -> Read<DeviceTensor> {
                     "stride" => t.stride = r.at("stride").list(Reader::i64)?,
                     "storage_offset" => t.offset = r.at("storage_offset").i64()?,
                     "device_uuid" => t.device = r.at("device_uuid").str()?.to_owned(),
-                    _ => return Ok(false),
+                    _ => {
+                        unknown = true;
+                        return Ok(false);
+                    }
                 }
                 Ok(true)
             })?,
             // What a device's handle is made of; nothing here opens one.
-            _ => return Ok(false),
+            _ => {
+                unknown = true;
+                return Ok(false);
+            }
         }
         Ok(true)
     })?;
     if version != Some(1) {
         return Err(Unreadable { field: "version", expected: "1" });
+    }
+    // Elsewhere they are passed over. Here one may say where the bytes are.
+    if unknown && t.kind == "cpu_shm" {
+        return Err(Unreadable { field: "kv_caches", expected: "no unknown field in a cpu_shm descriptor" });
     }
     Ok(t)
 }

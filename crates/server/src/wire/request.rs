@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{DESCRIPTOR, Operation, part, write_tokens};
-use crate::api::{DeviceTensor, EngineDriven, Key, LmcacheDriven, Request};
+use crate::api::{DeviceTensor, EngineDriven, Hint, Key, LmcacheDriven, Request};
 use crate::msgpack::Writer;
 
 /// A request's parts, as a client sends them: for tests, and for clients of our own.
@@ -123,9 +123,12 @@ fn lmcache_driven_arguments(r: &LmcacheDriven) -> Vec<Bytes> {
     });
     let hints = part(|w| {
         w.map(r.hints.len());
-        r.hints.iter().for_each(|(name, text)| {
+        r.hints.iter().for_each(|(name, hint)| {
             w.str(name);
-            w.str(text);
+            match hint {
+                Hint::Text(text) => w.str(text),
+                Hint::Int(n) => w.int(*n),
+            }
         });
     });
     let groups = part(|w| {

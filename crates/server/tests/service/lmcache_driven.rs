@@ -1,7 +1,7 @@
 //! Transfers by the server, over an engine's paged memory that is a file in /dev/shm.
 
 use super::*;
-use kvstrata_server::api::{DeviceTensor, EngineGroup, LmcacheDriven};
+use kvstrata_server::api::{DeviceTensor, EngineGroup, Hint, LmcacheDriven};
 use std::path::PathBuf;
 
 const BLOCKS: usize = 12;
@@ -178,15 +178,97 @@ async fn blocks_of_every_layout_come_back_where_they_are_wanted_and_nowhere_else
     }
 }
 
+/// The shape of tensors, how many there are, and the hints that go with them.
+type Hinted = (Vec<i64>, usize, Vec<(String, Hint)>);
+
+/// SGLang's tensors, over the same memory.
+fn sglang() -> Vec<Hinted> {
+    let (n, b) = (BLOCKS as i64, BLOCK as i64);
+    let list = |kind: &str| ("kv_list_layout".to_owned(), Hint::from(kind));
+    let block = || ("tokens_per_block".to_owned(), Hint::from(b));
+    vec![
+        (vec![n * b, 4, 8], 6, vec![list("k_v"), block()]),
+        // Its only head is no sign of MLA, which the hint says.
+        (vec![n * b, 1, 8], 4, vec![list("k_v"), block()]),
+        (vec![n * b, 1, 48], 3, vec![block()]),
+        (vec![n, b, 48], 3, vec![list("unified")]),
+        (vec![n, b, 4, 16], 2, vec![list("unified"), block()]),
+    ]
+}
+
+#[tokio::test]
+async fn sglangs_lists_of_tensors_come_back_where_they_are_wanted() {
+    for (shape, count, hints) in sglang() {
+        let w = world();
+        let name = format!("{shape:?} {hints:?}");
+        let elements: i64 = shape.iter().product();
+        let of_tensor = elements as usize * 2;
+        let whole = Shape { extent: vec![2, BLOCKS as i64, BLOCK as i64, 4, 8], blocks: 1, hint: "NHD" };
+        let memory = Memory::new(whole);
+        let bytes: Vec<u8> = (0..of_tensor * count).map(|i| (i * 31 % 251) as u8).collect();
+        memory.file.set_len(bytes.len() as u64).unwrap();
+        memory.file.write_all_at(&bytes, 0).unwrap();
+        let mut r = memory.register(1);
+        let mut stride = vec![1; shape.len()];
+        for i in (1..stride.len()).rev() {
+            stride[i - 1] = stride[i] * shape[i];
+        }
+        r.tensors = (0..count)
+            .map(|i| DeviceTensor {
+                bytes: bytes.len() as i64,
+                shape: shape.clone(),
+                stride: stride.clone(),
+                offset: i as i64 * elements,
+                ..r.tensors[0].clone()
+            })
+            .collect();
+        (r.engine, r.hints, r.groups) = ("sglang".into(), hints, Vec::new());
+        assert_eq!(w.now(Request::RegisterKvCache(Box::new(r))), Reply::None, "{name}");
+        // A block of a tensor lies together in all of them.
+        let block = |tensor: usize, id: usize| {
+            let of_block = of_tensor / BLOCKS;
+            let mut bytes = vec![0; of_block];
+            memory.file.read_exact_at(&mut bytes, (tensor * of_tensor + id * of_block) as u64).unwrap();
+            bytes
+        };
+        let all = || (0..count).flat_map(|t| (0..BLOCKS).map(move |id| (t, id))).map(|(t, id)| block(t, id));
+        let before: Vec<_> = all().collect();
+        let k = key(1, 2, "a", Some(0));
+        assert!(w.moved(store(&k, 1, &[3, 4, 9, 1])).await, "{name}");
+        assert_eq!(w.hits(&k), 2, "{name}");
+        assert!(w.moved(retrieve(&k, 1, &[7, 2, 5, 6], 0)).await, "{name}");
+        for (i, now) in all().enumerate() {
+            let (tensor, id) = (i / BLOCKS, i % BLOCKS);
+            let from = [7, 2, 5, 6].iter().position(|to| *to == id).map_or(id, |at| [3, 4, 9, 1][at]);
+            assert_eq!(now, before[tensor * BLOCKS + from], "{name}: tensor {tensor}, block {id}");
+        }
+        w.end("a");
+        w.assert_nothing_held();
+    }
+}
+
 #[tokio::test]
 async fn a_transfer_that_cannot_be_is_refused_and_changes_nothing() {
     let w = world();
     let memory = Memory::new(shapes().remove(0));
     let good = memory.register(1);
     type Change = fn(&mut LmcacheDriven);
-    let bad: [(&str, Change); 14] = [
+    let bad: [(&str, Change); 18] = [
         ("type", |r| r.tensors[0].kind = "cuda".into()),
-        ("engine_type", |r| r.engine = "sglang".into()),
+        ("engine_type", |r| r.engine = "trtllm".into()),
+        ("kv_list_layout", |r| r.engine = "sglang".into()),
+        ("kv_list_layout", |r| {
+            r.engine = "sglang".into();
+            r.hints = vec![("kv_list_layout".into(), "v_k".into()), ("tokens_per_block".into(), 8.into())];
+        }),
+        ("tokens_per_block", |r| {
+            r.engine = "sglang".into();
+            r.hints = vec![("tokens_per_block".into(), 0.into())];
+        }),
+        ("axis of tokens", |r| {
+            r.engine = "sglang".into();
+            r.hints = vec![("kv_list_layout".into(), "k_v".into()), ("tokens_per_block".into(), 8.into())];
+        }),
         ("shm_name", |r| r.tensors[0].shm_name = "/lmcache_l1_pool_x".into()),
         ("shm_name", |r| r.tensors[0].shm_name = "/lmcache_kv_../../etc/passwd".into()),
         ("shm_name", |r| r.tensors[0].shm_name = "/lmcache_kv_nobody_has_this".into()),

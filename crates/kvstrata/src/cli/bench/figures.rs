@@ -107,6 +107,20 @@ pub(super) struct PlainFigures {
     pub(super) load_cpu_s_per_gb: f64,
 }
 
+/// One file that is there already, all requests of a batch at once.
+#[derive(Serialize, Debug)]
+pub(super) struct DeviceFigures {
+    pub(super) direct: bool,
+    pub(super) store_gbps: f64,
+    pub(super) load_gbps: f64,
+    /// What the adapter reaches of that in the same round.
+    pub(super) store_percent: f64,
+    pub(super) load_percent: f64,
+    /// None where it is not installed.
+    pub(super) fio_store_gbps: Option<f64>,
+    pub(super) fio_load_gbps: Option<f64>,
+}
+
 /// The figures. `schema_version` changes when the meaning of a field does. Throughputs are 10^9 bytes a second, and like
 /// ratios and times per key the median of the rounds; percentiles are of the batches.
 #[derive(Serialize, Debug)]
@@ -132,6 +146,8 @@ pub(super) struct Figures {
     pub(super) store_cpu_s_per_gb: f64,
     pub(super) load_cpu_s_per_gb: f64,
     pub(super) plain: Option<PlainFigures>,
+    /// None for an adapter without files.
+    pub(super) device: Option<DeviceFigures>,
     /// The ceiling that the adapter was given, if any.
     pub(super) bandwidth_limit_gbps: Option<f64>,
     pub(super) failed_stores: u64,
@@ -175,6 +191,18 @@ impl Figures {
         if let (Some(store), Some(load)) = (self.store_ratio, self.load_ratio) {
             rows.push(("store to plain", format!("{store:.3}")));
             rows.push(("load to plain", format!("{load:.3}")));
+        }
+        if let Some(d) = &self.device {
+            let how = if d.direct { "past the page cache" } else { "through the page cache" };
+            let gives = format!("write {:.3} GB/s, read {:.3} GB/s, {how}", d.store_gbps, d.load_gbps);
+            rows.push(("device", gives));
+            rows.push((
+                "of the device",
+                format!("store {:.1} %, load {:.1} %", d.store_percent, d.load_percent),
+            ));
+            if let (Some(write), Some(read)) = (d.fio_store_gbps, d.fio_load_gbps) {
+                rows.push(("fio", format!("write {write:.3} GB/s, read {read:.3} GB/s")));
+            }
         }
         if let Some(limit) = self.bandwidth_limit_gbps {
             let of = |gbps: f64| format!("{gbps:.3} GB/s ({:.1} %)", 100.0 * gbps / limit);

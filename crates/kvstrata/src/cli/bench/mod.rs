@@ -1,5 +1,6 @@
 //! `kvstrata bench l2`: one adapter's stores, lookups, loads and deletes, with plain calls beside them.
 
+mod device;
 mod figures;
 mod gpu;
 mod plain;
@@ -14,12 +15,15 @@ use clap::{Args, Subcommand};
 use kvstrata_config::{AdapterSettings, BuildContext, ByteSize, Machine, Registry, Resolved, Sources};
 use kvstrata_core::{Affinity, Error, KeyScope, KvRank, Layout, ObjectKey};
 use kvstrata_io::{Disk, OsDisk, OsOptions};
-use kvstrata_l2::{Answer, Checked, Get, GetItem, Keys, L2Remove, Probe, Put, PutItem, Stored, Verify};
+use kvstrata_l2::{
+    Answer, Checked, Get, GetItem, Keys, L2Remove, Probe, Put, PutDigest, PutItem, Stored, Verify,
+};
 use kvstrata_mem::{ReadBuf, WriteBuf};
 use kvstrata_testkit::arena::{Arena, Memory};
 use kvstrata_testkit::{payload, trace};
 
-use self::figures::{Figures, Phase, PlainFigures, cpu_seconds};
+use self::device::Device;
+use self::figures::{DeviceFigures, Figures, Phase, PlainFigures, cpu_seconds};
 use self::plain::{Manner, Plain};
 use super::report::{self, Progress};
 
@@ -34,8 +38,10 @@ pub(crate) enum BenchCommand {
 /// Every round stores all keys, looks them up, loads them and deletes them, batch by batch, with digests made and checked.
 /// Every loaded byte is compared with what was stored, outside of the times. For an adapter over files, each batch is also
 /// written and read by plain pwrite and pread: the same bytes, on the same path, with the adapter's number of threads and
-/// its O_DIRECT, one file per object; adapter and plain calls take turns at going first. The ratio is that of the same
-/// round, and the median of the rounds is reported, because other work on the machine comes and goes.
+/// its O_DIRECT, one file per object; and it is written to and read from one file that is there already, all requests of a
+/// batch at once: that is what the device gives. The three take turns at going first. The ratio is that of the same round, and
+/// the median of the rounds is reported, because other work on the machine comes and goes. At the end `fio`, if it is
+/// installed, goes through that file with requests of the same size and as many at once.
 ///
 /// What was stored is deleted again; other objects of the store are left alone.
 ///
@@ -80,6 +86,21 @@ impl Side {
     }
 }
 
+/// Who moves a batch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Ours,
+    Plain,
+    Device,
+}
+
+/// All three, another one first each time.
+fn in_turn(turn: usize) -> [Who; 3] {
+    let mut all = [Who::Ours, Who::Plain, Who::Device];
+    all.rotate_left(turn % 3);
+    all
+}
+
 /// The bench in progress.
 struct Bench {
     cx: BuildContext,
@@ -91,8 +112,12 @@ struct Bench {
     layout: Layout,
     len: usize,
     plain: Option<Plain>,
+    device: Option<Device>,
     ours: Side,
     theirs: Side,
+    devices: Side,
+    /// What `fio` writes and reads.
+    fio: [Option<f64>; 2],
     lookup: Phase,
     delete: Phase,
     failed: [u64; 4],
@@ -134,6 +159,8 @@ async fn run_l2(args: L2Args) -> Result<bool> {
     let cx = BuildContext::tokio(tokio::runtime::Handle::current());
     let scope = KeyScope::new(&format!("kvstrata-bench-{:016x}", cx.run), KvRank::single(), 0, "")?;
     let adapter = Registry::builtin().build(&name, &settings, &cx)?;
+    let disk = OsDisk::new(OsOptions { threads: 1, ..OsOptions::default() })?;
+    let manner = manner.map(|manner| manner.once_open(&settings, &disk));
     let verify = if args.no_digests { Verify::Off } else { Verify::On };
     let adapter = Checked::new(adapter, verify, cx.l2.clone());
     let Some(remove) = adapter.adapter.remove.clone() else {
@@ -146,8 +173,11 @@ async fn run_l2(args: L2Args) -> Result<bool> {
         len: usize::try_from(args.size.0).context("--size")?,
         layout,
         plain: None,
+        device: None,
         ours: Side::new(),
         theirs: Side::new(),
+        devices: Side::new(),
+        fio: [None; 2],
         lookup: Phase::new(),
         delete: Phase::new(),
         failed: [0; 4],
@@ -165,7 +195,7 @@ async fn run_l2(args: L2Args) -> Result<bool> {
     // Whatever happened, what was stored goes, and the store is closed in order.
     bench.remove_all().await;
     let figures = done.map(|()| bench.figures(&args, &name, &settings));
-    drop(bench.plain.take());
+    drop((bench.plain.take(), bench.device.take()));
     let closed = bench.adapter.adapter.store.shutdown(bench.deadline()).await;
     let figures = figures?;
     closed?;
@@ -206,14 +236,17 @@ fn check_space(manner: &Manner, total: u64) -> Result<()> {
     let disk = OsDisk::new(OsOptions { threads: 1, ..OsOptions::default() })?;
     let at = manner.base_path.ancestors().find(|p| p.exists());
     let Some(Ok(space)) = at.map(|p| disk.space(p)) else { return Ok(()) };
-    // Both sides keep all objects for the length of a round.
-    let need = total.saturating_mul(2);
+    // All three keep all objects for the length of a round.
+    let need = total.saturating_mul(3);
     if space.total > 0 && space.available < need {
-        return Err(Error::invalid("bench", "the file system has no room for --keys times --size, twice")
-            .with("base_path", manner.base_path.display())
-            .with("needed", report::bytes(need))
-            .with("available", report::bytes(space.available))
-            .into());
+        return Err(Error::invalid(
+            "bench",
+            "the file system has no room for --keys times --size, three times",
+        )
+        .with("base_path", manner.base_path.display())
+        .with("needed", report::bytes(need))
+        .with("available", report::bytes(space.available))
+        .into());
     }
     Ok(())
 }
@@ -245,7 +278,11 @@ impl Bench {
                 stop.store(true, Ordering::Relaxed);
             }
         });
-        self.plain = manner.map(|m| Plain::start(m, self.cx.run)).transpose()?;
+        if let Some(manner) = manner {
+            self.plain = Some(Plain::start(manner, self.cx.run)?);
+            let buf = self.arena.filled(&self.keys[0], self.len)?;
+            self.device = Some(Device::start(manner, self.cx.run, self.keys.len(), &buf)?);
+        }
         let starts: Vec<usize> = (0..self.keys.len()).step_by(self.batch).collect();
         let mut progress = Progress::new("bench", u64::from(rounds) * 4 * starts.len() as u64);
         for round in 0..rounds as usize {
@@ -253,6 +290,7 @@ impl Bench {
             phases
                 .into_iter()
                 .chain([&mut self.theirs.store, &mut self.theirs.load])
+                .chain([&mut self.devices.store, &mut self.devices.load])
                 .for_each(Phase::begin_round);
             for what in [Step::Store, Step::Lookup, Step::Load, Step::Delete] {
                 for (n, first) in starts.iter().enumerate() {
@@ -261,35 +299,38 @@ impl Bench {
                     }
                     let keys = *first..(first + self.batch).min(self.keys.len());
                     // Who goes first changes, so that neither always finds what the other left in the caches.
-                    let ours_first = (round + n) % 2 == 0;
+                    let turn = round + n;
                     match what {
-                        Step::Store => self.store(keys, ours_first).await?,
+                        Step::Store => self.store(keys, turn).await?,
                         Step::Lookup => self.look_up(keys).await,
-                        Step::Load => self.load(keys, ours_first).await?,
+                        Step::Load => self.load(keys, turn).await?,
                         Step::Delete => self.delete(keys).await?,
                     }
                     progress.step(1);
                 }
             }
         }
+        if let Some(device) = &self.device {
+            self.fio = [true, false].map(|write| device.fio(write, self.batch));
+        }
         Ok(())
     }
 
-    async fn store(&mut self, range: std::ops::Range<usize>, ours_first: bool) -> Result<()> {
+    async fn store(&mut self, range: std::ops::Range<usize>, turn: usize) -> Result<()> {
         let bufs: Vec<ReadBuf> = self.keys[range.clone()]
             .iter()
             .map(|k| self.arena.filled(k, self.len))
             .collect::<Result<_, _>>()?;
-        for ours in [ours_first, !ours_first] {
+        for who in in_turn(turn) {
             let mut cpu = -cpu_seconds();
-            if ours {
+            if who == Who::Ours {
                 let items: Vec<PutItem> = self.keys[range.clone()]
                     .iter()
                     .zip(&bufs)
                     .map(|(key, buf)| PutItem {
                         key: key.clone(),
                         layout: self.layout.clone(),
-                        digest: None,
+                        digest: PutDigest::None,
                         buf: buf.clone(),
                     })
                     .collect();
@@ -311,10 +352,14 @@ impl Bench {
                     }
                 }
                 self.ours.store.record(took, stored, cpu);
-            } else if let Some(plain) = &self.plain {
+            } else if let (Who::Plain, Some(plain)) = (who, &self.plain) {
                 let took = plain.store(range.start, bufs.clone())?;
                 cpu += cpu_seconds();
                 self.theirs.store.record(took, (bufs.len() * self.len) as u64, cpu);
+            } else if let (Who::Device, Some(device)) = (who, &self.device) {
+                let took = device.store(range.start, bufs.clone())?;
+                cpu += cpu_seconds();
+                self.devices.store.record(took, (bufs.len() * self.len) as u64, cpu);
             }
         }
         Ok(())
@@ -337,16 +382,16 @@ impl Bench {
         }
     }
 
-    async fn load(&mut self, range: std::ops::Range<usize>, ours_first: bool) -> Result<()> {
-        for ours in [ours_first, !ours_first] {
-            if !ours && self.plain.is_none() {
+    async fn load(&mut self, range: std::ops::Range<usize>, turn: usize) -> Result<()> {
+        for who in in_turn(turn) {
+            if who != Who::Ours && self.plain.is_none() {
                 continue;
             }
             // They hold bytes that no key has, so that what nobody loaded shows.
             let bufs: Vec<WriteBuf> =
                 range.clone().map(|_| self.arena.empty(self.len)).collect::<Result<_, _>>()?;
             let mut cpu = -cpu_seconds();
-            if ours {
+            if who == Who::Ours {
                 let items: Vec<GetItem> = self.keys[range.clone()]
                     .iter()
                     .zip(bufs)
@@ -373,7 +418,11 @@ impl Bench {
                     }
                 }
                 self.ours.load.record(took, loaded, cpu);
-            } else if let Some(plain) = &self.plain {
+            } else if let (Who::Device, Some(device)) = (who, &self.device) {
+                let took = device.load(range.start, bufs)?;
+                cpu += cpu_seconds();
+                self.devices.load.record(took, (range.len() * self.len) as u64, cpu);
+            } else if let (Who::Plain, Some(plain)) = (who, &self.plain) {
                 let (took, bufs) = plain.load(range.start, bufs)?;
                 cpu += cpu_seconds();
                 self.theirs.load.record(took, (bufs.len() * self.len) as u64, cpu);
@@ -456,6 +505,15 @@ impl Bench {
                 load_us: theirs.load.batches(),
                 store_cpu_s_per_gb: theirs.store.cpu_per_gb(),
                 load_cpu_s_per_gb: theirs.load.cpu_per_gb(),
+            }),
+            device: self.device.as_ref().map(|device| DeviceFigures {
+                direct: device.direct,
+                store_gbps: self.devices.store.gbps(),
+                load_gbps: self.devices.load.gbps(),
+                store_percent: 100.0 * ours.store.ratio_to(&self.devices.store),
+                load_percent: 100.0 * ours.load.ratio_to(&self.devices.load),
+                fio_store_gbps: self.fio[0],
+                fio_load_gbps: self.fio[1],
             }),
             // A gb of the setting is 2^30 bytes.
             bandwidth_limit_gbps: gb.map(|gb| gb * f64::from(1 << 30) / 1e9),

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use kvstrata_config::AdapterSettings;
+use kvstrata_disk::{Manifest, StoreLayout};
 use kvstrata_io::{Disk, Open, OsDisk, OsOptions, probe};
 use kvstrata_l2_fs::FsConfig;
 use kvstrata_mem::{ReadBuf, WriteBuf};
@@ -38,6 +39,16 @@ impl Manner {
             direct: set("use_odirect", serde_json::Value::Bool(false)),
             sync: set("sync", "none".into()),
         })
+    }
+}
+
+impl Manner {
+    /// Of a store of segments that is open now and was told nothing about the page cache: it bypasses it.
+    pub(super) fn once_open(self, settings: &AdapterSettings, disk: &OsDisk) -> Self {
+        let unsaid = settings.keys().get("use_odirect").is_none_or(serde_json::Value::is_null);
+        let manifest = Manifest::read(disk, &self.base_path).ok().flatten();
+        let segments = manifest.is_some_and(|manifest| manifest.layout() == StoreLayout::Slab);
+        Self { direct: self.direct || unsaid && segments, ..self }
     }
 }
 
@@ -168,7 +179,7 @@ fn path(dir: &Path, n: usize) -> PathBuf {
 }
 
 /// Direct transfers are whole blocks; buffers have room for that.
-fn transfer(len: usize, direct: bool) -> usize {
+pub(super) fn transfer(len: usize, direct: bool) -> usize {
     if direct { len.next_multiple_of(4096) } else { len }
 }
 

@@ -126,7 +126,9 @@ struct Figures {
 
 pub(super) async fn run(args: GpuArgs) -> Result<bool> {
     let plan = plan(&args)?;
-    let cuda = Cuda::open()?;
+    let cuda = Cuda::open().context(
+        "bench gpu measures a GPU: run it where nvidia-smi lists one; `cargo xtask test-gpu --pack DIR` makes a folder to carry there",
+    )?;
     let device = cuda.device(args.device)?;
     let cells = plan.as_ref().map_or(0, |p| p.sizes.len() * p.in_flight.len());
     let mut progress = Progress::new("bench", u64::from(args.rounds) + cells as u64);

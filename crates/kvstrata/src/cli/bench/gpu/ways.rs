@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use kvstrata_config::{AdapterSettings, BuildContext, Registry};
 use kvstrata_core::{Affinity, KeyScope, KvRank, Layout, ObjectKey};
 use kvstrata_cuda::{Device, DeviceRegion};
-use kvstrata_l2::{Adapter, Answer, Checked, Get, GetItem, Put, PutItem, Stored, Verify};
+use kvstrata_l2::{Adapter, Answer, Checked, Get, GetItem, Put, PutDigest, PutItem, Stored, Verify};
 use kvstrata_mem::{Allocate, ReadBuf, Slab, WriteBuf};
 use kvstrata_testkit::trace;
 use serde::Serialize;
@@ -122,6 +122,12 @@ pub(super) async fn measure(
             Err(e) => figures.absent.push(Absent { way: way.clone(), why: format!("{e:#}") }),
         }
     }
+    figures.absent.push(Absent {
+        way: "LMCache's layout".into(),
+        why: "the packed GPU tests compare with it, because they may call cuFile themselves: \
+              cargo xtask test-gpu --pack DIR, then DIR/tests/kvstrata-l2-gds gds-bench lmcache PATH"
+            .into(),
+    });
     let done = async {
         for &len in &plan.sizes {
             for &in_flight in plan.in_flight {
@@ -257,7 +263,8 @@ impl Chunks {
             let keys: Vec<ObjectKey> = keys.iter().skip(n).step_by(self.sources.len()).cloned().collect();
             tasks.spawn(async move {
                 for key in keys {
-                    let item = PutItem { key, layout: layout.clone(), digest: None, buf: buf.clone() };
+                    let item =
+                        PutItem { key, layout: layout.clone(), digest: PutDigest::None, buf: buf.clone() };
                     let (sink, answers) = collect(1);
                     let deadline = l2.timer.now() + WITHIN;
                     adapter.put(Put { items: vec![item], deadline, affinity }, sink).await;
