@@ -1,6 +1,7 @@
 //! What a program tells: progress while it works, and at its end a table for people or JSON for programs.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -108,6 +109,17 @@ pub fn end(json: bool, report: &impl Serialize, text: &str, failures: &[String])
         eprintln!("and {} more", failures.len() - 20);
     }
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// This program, for those that start themselves again to be killed.
+///
+/// # Errors
+/// How it ends, once it has said why.
+pub fn this_program() -> Result<PathBuf, ExitCode> {
+    std::env::current_exe().map_err(|e| {
+        eprintln!("this program does not know where it is: {e}");
+        ExitCode::FAILURE
+    })
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use kvstrata_tests::kill::{ChildArgs, LayoutName, Options, child, run};
-use kvstrata_tests::report::{Progress, end};
+use kvstrata_tests::report::{Progress, end, this_program};
 
 /// Kills a process that stores at full speed with SIGKILL at random moments, opening included, and checks after each kill
 /// what is found in its directory.
@@ -52,12 +52,9 @@ fn main() -> ExitCode {
     if let Some(Command::Child(args)) = &args.command {
         return child(args);
     }
-    let program = match std::env::current_exe() {
+    let program = match this_program() {
         Ok(program) => program,
-        Err(e) => {
-            eprintln!("this program does not know where it is: {e}");
-            return ExitCode::FAILURE;
-        }
+        Err(code) => return code,
     };
     let options = Options {
         program,

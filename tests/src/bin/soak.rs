@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use kvstrata_tests::report::{Progress, end};
+use kvstrata_tests::report::{Progress, end, this_program};
 use kvstrata_tests::soak::{ClientArgs, Options, clients, run};
 
 /// Lets clients of `kvstrata serve` connect, store, look up, load and die at random, and looks at what the server holds
@@ -59,12 +59,9 @@ fn main() -> ExitCode {
     if let Some(Command::Clients(args)) = &args.command {
         return clients(args);
     }
-    let program = match std::env::current_exe() {
+    let program = match this_program() {
         Ok(program) => program,
-        Err(e) => {
-            eprintln!("this program does not know where it is: {e}");
-            return ExitCode::FAILURE;
-        }
+        Err(code) => return code,
     };
     let options = Options {
         server: args.server.unwrap_or_else(|| program.with_file_name("kvstrata")),

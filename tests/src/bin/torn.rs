@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use kvstrata_tests::report::{Progress, end};
+use kvstrata_tests::report::{Progress, end, this_program};
 use kvstrata_tests::torn::{Options, run, writer};
 
 /// Kills clients of `kvstrata serve` between prepare and commit, and looks for what they left.
@@ -45,12 +45,9 @@ fn main() -> ExitCode {
     if let Some(Command::Writer { args }) = &args.command {
         return writer(args);
     }
-    let program = match std::env::current_exe() {
+    let program = match this_program() {
         Ok(program) => program,
-        Err(e) => {
-            eprintln!("this program does not know where it is: {e}");
-            return ExitCode::FAILURE;
-        }
+        Err(code) => return code,
     };
     let options = Options {
         server: args.server.unwrap_or_else(|| program.with_file_name("kvstrata")),
