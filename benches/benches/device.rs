@@ -26,7 +26,7 @@ use kvstrata_l2::{
     Adapter, Checked, Context, Get, GetItem, GetSink, Put, PutDigest, PutItem, PutSink, Stored, Verify,
 };
 use kvstrata_l2_fs::{FsConfig, LayoutChoice, Switch, open_os};
-use kvstrata_mem::{Allocate, MmapRegion, Pool, ReadBuf, RegionOptions, Slab, WriteBuf};
+use kvstrata_mem::{Allocate, HugePages, MmapRegion, Pool, ReadBuf, RegionOptions, Slab, WriteBuf};
 use tokio::runtime::Runtime;
 
 type Result<T, E = String> = std::result::Result<T, E>;
@@ -49,7 +49,9 @@ struct Buffers {
 
 impl Buffers {
     fn new(bytes: usize) -> Result<Self> {
-        let options = RegionOptions { prefault: true, ..RegionOptions::default() };
+        // As L1's memory is by default: a device takes pages of 4 KiB one by one.
+        let options =
+            RegionOptions { huge_pages: HugePages::Transparent, prefault: true, ..RegionOptions::default() };
         let region = MmapRegion::new(bytes, &options).map_err(|e| e.to_string())?;
         let pool = Slab::new(vec![region]).map_err(|e| e.to_string())?.pool("bench", bytes as u64);
         Ok(Self { pool, bytes })

@@ -55,8 +55,9 @@ fn read(pool: &Arc<Pool>, file: &Arc<OsFile>, tag: u64) -> IoOp<OsFile> {
     IoOp { tag, file: Arc::clone(file), offset: tag % 4 * LEN as u64, len: LEN, buf }
 }
 
-/// The clock breaks when it is asked for the `at`th time from the submission on. How many operations the kernel kept.
-fn breaks(at: i64) -> u64 {
+/// The clock breaks when it is asked for the `at`th time from the submission on. Operations are neighbours by `row`. How many
+/// of them the kernel kept.
+fn breaks(at: i64, row: u64) -> u64 {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let clock = Arc::new(Breaks { clock: SystemClock::start(), left: AtomicI64::new(i64::MAX) });
     let options = OsOptions {
@@ -76,7 +77,11 @@ fn breaks(at: i64) -> u64 {
 
     let (to, told) = sink();
     clock.left.store(at - 1, Ordering::Relaxed);
-    let ops = (0..OPS).map(|tag| read(&pool, &file, tag)).collect();
+    let op = |tag| {
+        let place = if row == 1 { 3 - tag % 4 } else { tag % row };
+        IoOp { offset: place * LEN as u64, ..read(&pool, &file, tag) }
+    };
+    let ops = (0..OPS).map(op).collect();
     assert!(disk.engine().submit(ops, to).is_ok(), "the ring works still");
 
     // Sooner or later the threads take over. Until then an operation may come too late for the ring.
@@ -114,7 +119,10 @@ fn breaks(at: i64) -> u64 {
     }
     assert_eq!(right + failed, ended.len() as u64, "{ended:?}");
     let kept = OPS - ended.len() as u64;
-    assert!(kept <= u64::from(DEPTH), "{kept} are kept of {DEPTH} that could be under way");
+    assert!(
+        kept <= u64::from(DEPTH) * row,
+        "{kept} are kept of {DEPTH} rows of {row} that could be under way"
+    );
     drop(ended);
     assert_eq!(pool.usage().buffers, kept, "what the kernel may write to is not freed, and all else is");
     kept
@@ -126,8 +134,93 @@ fn a_panic_loses_what_is_under_way_and_nothing_else() -> Result<Ended, Failed> {
         return Ok(Ended::ignored_with(why.clone()));
     }
     drop(probe);
-    let kept: Vec<u64> = (1..=12).map(breaks).collect();
-    assert!(kept.iter().any(|kept| *kept > 0), "some were under way: {kept:?}");
+    for row in [1, 4] {
+        let kept: Vec<u64> = (1..=12).map(|at| breaks(at, row)).collect();
+        assert!(kept.iter().any(|kept| *kept > 0), "some were under way: {kept:?}");
+    }
+    Ok(Ended::Completed)
+}
+
+/// Headers and payloads, as a store of segments has them.
+const OBJECTS: usize = 12;
+const HEADER: usize = 4096;
+const OBJECT: usize = HEADER + LEN;
+
+fn neighbours_go_together_and_answer_for_themselves() -> Result<Ended, Failed> {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let region = HeapRegion::new(4 << 20)?;
+    let pool = Slab::new(vec![region])?.pool("ops", 4 << 20);
+    let disk = OsDisk::new(OsOptions { engine: EngineKind::IoUring, threads: 1, ..OsOptions::default() })?;
+    if let Support::No(why) = disk.engine().io_uring() {
+        return Ok(Ended::ignored_with(why.clone()));
+    }
+    for direct in [false, true] {
+        let path = dir.path().join(if direct { "direct" } else { "cached" });
+        let how = Open { write: true, create_new: true, direct, ..Open::default() };
+        let file = match disk.open(&path, how) {
+            Err(e) if direct => return Ok(Ended::ignored_with(format!("no direct files: {e}"))),
+            file => Arc::new(file?),
+        };
+        let write = |file: &Arc<OsFile>, part: usize| {
+            let (object, len) = (part / 2, if part % 2 == 0 { HEADER } else { LEN });
+            let offset = (object * OBJECT + part % 2 * HEADER) as u64;
+            let mut buf = pool.reserve(len, 4096).expect("room");
+            buf.as_mut_slice().expect("host memory").fill(part as u8 + 1);
+            IoOp { tag: part as u64, file: Arc::clone(file), offset, len, buf: IoBuf::Write(buf.seal(len)) }
+        };
+        let reads = || {
+            (0..OBJECTS).map(|object| {
+                let buf = IoBuf::Read(pool.reserve(LEN, 4096).expect("room"));
+                let offset = (object * OBJECT + HEADER) as u64;
+                IoOp { tag: object as u64, file: Arc::clone(&file), offset, len: LEN, buf }
+            })
+        };
+        let transfers = |ops: Vec<IoOp<OsFile>>| {
+            let (n, before) = (ops.len(), disk.engine().ring_transfers());
+            let (to, told) = sink();
+            assert!(disk.engine().submit(ops, to).is_ok());
+            let mut ended: Vec<_> = told.iter().take(n).collect();
+            ended.sort_by_key(|done| done.op.tag);
+            (disk.engine().ring_transfers() - before, ended)
+        };
+
+        let (n, written) = transfers((0..2 * OBJECTS).map(|part| write(&file, part)).collect());
+        assert_eq!(n, 1, "headers and payloads of all objects");
+        for done in written {
+            assert_eq!(done.result.expect("a write"), done.op.len);
+        }
+        let is = |done: Completion<OsFile>, len: usize| {
+            assert_eq!(done.result.expect("a read"), len, "object {}", done.op.tag);
+            let (wanted, IoBuf::Read(mut buf)) = (2 * done.op.tag as u8 + 2, done.op.buf) else {
+                panic!("a read")
+            };
+            assert!(buf.as_mut_slice().expect("host memory")[..len].iter().all(|byte| *byte == wanted));
+        };
+        let (n, read) = transfers(reads().collect());
+        assert_eq!(n, 1, "the payloads, over the headers between them");
+        read.into_iter().for_each(|done| is(done, LEN));
+
+        // The file ends in the payload of the seventh.
+        let (whole, rest) = (6, 10_000);
+        disk.set_len(&file, (whole * OBJECT + HEADER + rest) as u64)?;
+        let (_, read) = transfers(reads().collect());
+        for (object, done) in read.into_iter().enumerate() {
+            is(
+                done,
+                match object.cmp(&whole) {
+                    std::cmp::Ordering::Less => LEN,
+                    std::cmp::Ordering::Equal => rest,
+                    std::cmp::Ordering::Greater => 0,
+                },
+            );
+        }
+
+        let file = Arc::new(disk.open(&path, Open { direct, ..Open::default() })?);
+        let (_, refused) = transfers((0..2 * OBJECTS).map(|part| write(&file, part)).collect());
+        for done in refused {
+            assert_eq!(done.result.expect_err("the file may only be read").raw_os_error(), Some(libc::EBADF));
+        }
+    }
     Ok(Ended::Completed)
 }
 
@@ -220,6 +313,10 @@ fn main() -> ExitCode {
         }
     }));
     let tests = vec![
+        Trial::ignorable_test(
+            "neighbours_go_together_and_answer_for_themselves",
+            neighbours_go_together_and_answer_for_themselves,
+        ),
         Trial::ignorable_test(
             "a_panic_loses_what_is_under_way_and_nothing_else",
             a_panic_loses_what_is_under_way_and_nothing_else,

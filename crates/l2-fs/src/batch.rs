@@ -222,10 +222,12 @@ impl<D: Disk> Incoming<D> {
         Ok(())
     }
 
-    pub(crate) fn submit(self, store: &Arc<Store<D>>) {
+    pub(crate) fn submit(mut self, store: &Arc<Store<D>>) {
         if self.ops.is_empty() {
             return;
         }
+        // What was stored together lies together: the engine reads it with few requests.
+        self.ops.sort_by_key(|op| (Arc::as_ptr(&op.file), op.offset));
         let reads = Arc::new(Reads { store: Arc::clone(store), all: Mutex::new(self.reading) });
         if let Err(rejected) = store.disk().engine().submit(self.ops, Arc::clone(&reads) as _) {
             for op in rejected.ops {

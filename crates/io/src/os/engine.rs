@@ -60,6 +60,12 @@ impl OsEngine {
         &self.io_uring
     }
 
+    /// How many transfers the ring has asked the kernel for: fewer than there were operations where small ones follow each other in a
+    /// file, more where long ones were cut up or short ones continued.
+    pub fn ring_transfers(&self) -> u64 {
+        self.ring.as_ref().map_or(0, Uring::transfers)
+    }
+
     /// How many threads there are beside the ring's.
     pub fn threads(&self) -> usize {
         self.threads.threads()

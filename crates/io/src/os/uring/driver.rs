@@ -2,6 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{Error, Result};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -9,8 +10,9 @@ use std::time::Duration;
 use kvstrata_core::{Clock, Instant};
 
 use super::fixed::{Buffers, Files, Known};
+use super::neighbours::{self, Neighbour};
 use super::pieces::{Next, Piece, Progress};
-use super::sys::{Ring, Transfer};
+use super::sys::{Memory, Ring, Transfer, bin};
 use super::{Command, Shared, Sink};
 use crate::budget::{Begun, Budget};
 use crate::os::OsFile;
@@ -48,8 +50,10 @@ struct Live {
 }
 
 struct UnderWay {
-    op: usize,
-    piece: Piece,
+    /// One piece, or whole neighbours in the file.
+    parts: Vec<(usize, Piece)>,
+    /// Bytes between any two of them.
+    gap: usize,
     begun: Begun,
     since: Instant,
 }
@@ -131,8 +135,8 @@ impl Driver {
         }
         let now = self.clock.now();
         while self.under_way.len() < self.depth {
-            if let Some((op, piece)) = self.again.pop_front() {
-                self.ask(op, piece, now);
+            if let Some(part) = self.again.pop_front() {
+                self.ask(vec![part], 0, now);
                 continue;
             }
             let writes = !self.waiting[1].is_empty();
@@ -147,11 +151,39 @@ impl Driver {
             self.turns.started(read, writes);
             let progress = &mut self.ops.get_mut(op).progress;
             let piece = progress.cut();
+            let mut parts = vec![(op, piece)];
+            let mut gap = 0;
             if progress.next_len() == 0 {
                 self.cut_up(read);
+                gap = self.add_neighbours(read, due, &mut parts);
             }
-            self.ask(op, piece, now);
+            self.ask(parts, gap, now);
         }
+    }
+
+    /// Takes those that wait next along, as far as they go on in the file where the one before ends. Says what lies between
+    /// them.
+    fn add_neighbours(&mut self, read: bool, due: bool, parts: &mut Vec<(usize, Piece)>) -> usize {
+        let mut row = {
+            let (number, piece) = parts[0];
+            let op = &self.ops.get(number).op;
+            let (at, len) = piece.range(op.file.direct);
+            neighbours::Row::new(op.offset + at as u64, len, read, op.file.direct)
+        };
+        while let Some(&next) = self.waiting[usize::from(!read)].front() {
+            let file = &self.ops.get(parts[0].0).op.file;
+            let Live { op, .. } = self.ops.get(next);
+            let fits = Arc::ptr_eq(file, &op.file)
+                && row.takes(Neighbour { offset: op.offset, len: op.len })
+                && self.budget.admits(read, row.len() + op.len, due);
+            if !fits {
+                break;
+            }
+            row.add(Neighbour { offset: op.offset, len: op.len });
+            parts.push((next, self.ops.get_mut(next).progress.cut()));
+            self.cut_up(read);
+        }
+        row.gap()
     }
 
     /// The first of the waiting operations waits no more.
@@ -162,38 +194,62 @@ impl Driver {
         self.shared.running.fetch_add(1, Relaxed);
     }
 
-    fn ask(&mut self, number: usize, piece: Piece, now: Instant) {
-        let Live { op, .. } = self.ops.get_mut(number);
-        let read = op.is_read();
-        let (at, len) = piece.range(op.file.direct);
-        // The same checks as when it was accepted.
-        let (memory, region, offset) = match &mut op.buf {
-            IoBuf::Read(buf) => {
-                let extent = buf.extent().offset;
-                let region = Arc::clone(buf.region());
-                (Fill::buf(buf, op.len).map(|mut b| b.at(at)), region, extent)
+    fn ask(&mut self, parts: Vec<(usize, Piece)>, gap: usize, now: Instant) {
+        let (first, piece) = parts[0];
+        let Live { op, .. } = self.ops.get(first);
+        let (read, file) = (op.is_read(), Arc::clone(&op.file));
+        let (at, len) = piece.range(file.direct);
+        let offset = op.offset + at as u64;
+        let (memory, len) = if parts.len() == 1 {
+            let memory = Memory::Whole {
+                at: self.memory(first, at),
+                len: small(len),
+                buffer: self.buffer(first, at, len),
+            };
+            (memory, len)
+        } else {
+            let mut several = Vec::with_capacity(2 * parts.len());
+            for &(number, piece) in &parts {
+                let (at, len) = piece.range(file.direct);
+                if gap > 0 && !several.is_empty() {
+                    several.push((bin(), gap));
+                }
+                several.push((self.memory(number, at), len));
             }
-            IoBuf::Write(buf) => {
-                (Spill::buf(buf, op.len).map(|b| b.at(at)), Arc::clone(buf.region()), buf.extent().offset)
-            }
-        };
-        let memory = memory.expect("checked before it was accepted");
-        let known = Known { id: region.id(), len: region.len() };
-        let transfer = Transfer {
-            read,
-            file: self.files.target(&self.ring, &self.shared, &op.file),
-            offset: op.offset + at as u64,
-            memory,
-            len: u32::try_from(len).expect("a piece is small"),
-            buffer: self.buffers.place(&self.ring, known, region.base(), offset + at, len),
+            let len = several.iter().map(|(_, len)| len).sum();
+            (Memory::Several(several), len)
         };
         let more = self.waiting.iter().any(|w| !w.is_empty());
         let begun = self.budget.began(read, len, more);
-        let slot = self.under_way.insert(UnderWay { op: number, piece, begun, since: now });
-        // SAFETY: the operation, with its buffer and its file, stays in `ops` until every piece of it has been answered, and
-        // is forgotten, not freed, if that does not come to pass.
-        let asked = unsafe { self.ring.start(slot as u32, &transfer) };
+        let target = self.files.target(&self.ring, &self.shared, &file);
+        let slot = self.under_way.insert(UnderWay { parts, gap, begun, since: now });
+        let transfer = Transfer { read, file: target, offset, memory };
+        // SAFETY: the operations, with their buffers and their file, stay in `ops` until every piece of them has been
+        // answered, and are forgotten, not freed, if that does not come to pass.
+        let asked = unsafe { self.ring.start(slot as u32, transfer) };
         assert!(asked, "the ring has room for as many transfers as are begun");
+        self.shared.transfers.fetch_add(1, Relaxed);
+    }
+
+    /// The memory of an operation from a byte on.
+    fn memory(&mut self, number: usize, at: usize) -> NonNull<u8> {
+        let Live { op, .. } = self.ops.get_mut(number);
+        // The same checks as when it was accepted.
+        let memory = match &mut op.buf {
+            IoBuf::Read(buf) => Fill::buf(buf, op.len).map(|mut b| b.at(at)),
+            IoBuf::Write(buf) => Spill::buf(buf, op.len).map(|b| b.at(at)),
+        };
+        memory.expect("checked before it was accepted")
+    }
+
+    /// The entry of the table of registered memory that has these bytes of an operation.
+    fn buffer(&mut self, number: usize, at: usize, len: usize) -> Option<u16> {
+        let (region, offset) = match &self.ops.get(number).op.buf {
+            IoBuf::Read(buf) => (buf.region(), buf.extent().offset),
+            IoBuf::Write(buf) => (buf.region(), buf.extent().offset),
+        };
+        let known = Known { id: region.id(), len: region.len() };
+        self.buffers.place(&self.ring, known, region.base(), offset + at, len)
     }
 
     /// Whether nothing came in meanwhile. From now on the bell is rung.
@@ -234,23 +290,40 @@ impl Driver {
         let mut now = None;
         while let Some(finished) = self.ring.finished() {
             let now = *now.get_or_insert_with(|| self.clock.now());
-            let UnderWay { op, piece, begun, since } = self.under_way.remove(finished.number as usize);
+            let UnderWay { parts, gap, begun, since } = self.under_way.remove(finished.number as usize);
             self.budget.ended(begun, now.since(since));
-            let live = self.ops.get_mut(op);
-            if let Next::Again(piece) = live.progress.answered(piece, finished.moved) {
-                self.again.push_back((op, piece));
+            if let [(op, piece)] = parts[..] {
+                self.answered(op, piece, finished.moved);
                 continue;
             }
-            let Some(result) = live.progress.result() else { continue };
-            let read = live.op.is_read();
-            if self.waiting[usize::from(!read)].front() == Some(&op) {
-                // It failed, or the file ended, before all of it was asked for.
-                self.cut_up(read);
+            // What did not go well together is asked for again one by one, so that each has an answer of its own.
+            let mut moved = finished.moved.unwrap_or(0);
+            for (op, piece) in parts {
+                let (_, len) = piece.range(self.ops.get(op).op.file.direct);
+                match moved.min(len) {
+                    0 => self.again.push_back((op, piece)),
+                    n => self.answered(op, piece, Ok(n)),
+                }
+                moved = moved.saturating_sub(len + gap);
             }
-            let Live { op, sink, .. } = self.ops.remove(op);
-            self.shared.running.fetch_sub(1, Relaxed);
-            self.shared.counts.complete(op, sink, result);
         }
+    }
+
+    /// The kernel moved so many bytes of a piece, or did not.
+    fn answered(&mut self, op: usize, piece: Piece, moved: Result<usize>) {
+        let live = self.ops.get_mut(op);
+        if let Next::Again(piece) = live.progress.answered(piece, moved) {
+            return self.again.push_back((op, piece));
+        }
+        let Some(result) = live.progress.result() else { return };
+        let read = live.op.is_read();
+        if self.waiting[usize::from(!read)].front() == Some(&op) {
+            // It failed, or the file ended, before all of it was asked for.
+            self.cut_up(read);
+        }
+        let Live { op, sink, .. } = self.ops.remove(op);
+        self.shared.running.fetch_sub(1, Relaxed);
+        self.shared.counts.complete(op, sink, result);
     }
 
     /// Nothing new is taken.
@@ -268,7 +341,8 @@ impl Drop for Driver {
             self.give_up("the thread of the ring panicked");
         }
         // What the kernel has may be written at any time, now or later: it is never freed.
-        let lost: HashSet<usize> = self.under_way.drain().map(|(_, u)| u.op).collect();
+        let lost: HashSet<usize> =
+            self.under_way.drain().flat_map(|(_, u)| u.parts).map(|(op, _)| op).collect();
         for (number, live) in self.ops.drain() {
             if lost.contains(&number) {
                 std::mem::forget(live);
@@ -290,6 +364,11 @@ impl Drop for Driver {
         }
         self.shared.idle.notify_all();
     }
+}
+
+/// A length of at most a piece.
+fn small(len: usize) -> u32 {
+    u32::try_from(len).expect("a piece is small")
 }
 
 /// Whether an operation can be carried out at all.

@@ -1,17 +1,18 @@
 //! An engine over one io_uring.
 //!
 //! One thread owns the ring. It sleeps in the kernel, which wakes it for completions and for the bell that submitters ring;
-//! it never spins. Operations are cut into [`pieces`], of which so many are under way as the [`budget`](crate::budget)
-//! says. A buffer belongs to the thread until the kernel has answered for every piece of it, whatever else happens.
+//! it never spins. Operations are cut into [`pieces`], and small ones that are [`neighbours`] in a file go together; so many
+//! are under way as the [`budget`](crate::budget) says. A buffer belongs to the thread until the kernel has answered for every piece of it, whatever else happens.
 
 mod driver;
 mod fixed;
+mod neighbours;
 mod pieces;
 mod sys;
 
 use std::fmt;
 use std::io::{self, Error};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -48,6 +49,8 @@ struct Shared {
     /// Reads and writes that have not begun, or not all of them.
     queued: [AtomicUsize; 2],
     running: AtomicUsize,
+    /// What the kernel was asked for.
+    transfers: AtomicU64,
 }
 
 #[derive(Default)]
@@ -112,6 +115,7 @@ impl Uring {
             counts: Counts::default(),
             queued: Default::default(),
             running: AtomicUsize::new(0),
+            transfers: AtomicU64::new(0),
         });
         let theirs = Arc::clone(&shared);
         let (say, made) = mpsc::sync_channel(1);
@@ -177,6 +181,11 @@ impl Uring {
             running: self.shared.running.load(Relaxed),
             ..self.shared.counts.stats()
         }
+    }
+
+    /// How many transfers the kernel was asked for.
+    pub(super) fn transfers(&self) -> u64 {
+        self.shared.transfers.load(Relaxed)
     }
 
     /// What registers memory with the ring.

@@ -1,5 +1,6 @@
 //! The ring: every call of the kernel's that it takes.
 
+use std::cell::UnsafeCell;
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result, Write as _};
 use std::mem::ManuallyDrop;
@@ -54,10 +55,21 @@ pub(super) struct Transfer {
     pub(super) read: bool,
     pub(super) file: Target,
     pub(super) offset: u64,
-    pub(super) memory: NonNull<u8>,
-    pub(super) len: u32,
-    /// The entry of the table of registered memory that has all of it.
-    pub(super) buffer: Option<u16>,
+    pub(super) memory: Memory,
+}
+
+/// Where the bytes of a transfer lie.
+#[derive(Debug)]
+pub(super) enum Memory {
+    /// In one place.
+    Whole {
+        at: NonNull<u8>,
+        len: u32,
+        /// The entry of the table of registered memory that has all of it.
+        buffer: Option<u16>,
+    },
+    /// In several, in this order.
+    Several(Vec<(NonNull<u8>, usize)>),
 }
 
 /// A ring that only the thread that made it uses.
@@ -66,6 +78,25 @@ pub(super) struct Ring {
     /// Where the kernel writes when the bell rings; given up if the ring goes while it may still.
     rung: ManuallyDrop<Box<u64>>,
     listening: bool,
+    /// The lists of places of transfers under way, by their numbers.
+    lists: Vec<Vec<libc::iovec>>,
+}
+
+/// A page for bytes that nobody wants. The kernel may write there at any time, so nobody looks at it.
+#[repr(align(4096))]
+struct Bin(UnsafeCell<[u8; BIN]>);
+
+pub(super) const BIN: usize = 4096;
+
+// SAFETY: no reference to the bytes is ever made.
+unsafe impl Sync for Bin {}
+
+static THE_BIN: Bin = Bin(UnsafeCell::new([0; BIN]));
+
+/// Where [`BIN`] bytes go that nobody wants.
+pub(super) fn bin() -> NonNull<u8> {
+    // The cell, not a reference to what is in it.
+    NonNull::new(THE_BIN.0.get()).expect("a static has an address").cast()
 }
 
 /// What the kernel has finished.
@@ -100,13 +131,15 @@ impl Ring {
             (opcode::Write::CODE, "write"),
             (opcode::ReadFixed::CODE, "read to registered memory"),
             (opcode::WriteFixed::CODE, "write from registered memory"),
+            (opcode::Readv::CODE, "read to several places"),
+            (opcode::Writev::CODE, "write from several places"),
         ] {
             if !known.is_supported(code) {
                 let why = format!("this kernel's rings do not {name}");
                 return Err(Error::new(ErrorKind::Unsupported, why));
             }
         }
-        Ok(Self { ring, rung: ManuallyDrop::new(Box::new(0)), listening: false })
+        Ok(Self { ring, rung: ManuallyDrop::new(Box::new(0)), listening: false, lists: Vec::new() })
     }
 
     /// Has [`Self::wait`] return when the bell rings, once.
@@ -125,9 +158,28 @@ impl Ring {
     /// # Safety
     /// Until the transfer with this number is finished, or for ever, the memory may be written by the kernel (for reads) or
     /// read (for writes), and the file stays open.
-    pub(super) unsafe fn start(&mut self, number: u32, t: &Transfer) -> bool {
+    pub(super) unsafe fn start(&mut self, number: u32, t: Transfer) -> bool {
+        let entry = match t.memory {
+            Memory::Whole { at, len, buffer } => whole(t.read, t.file, t.offset, at.as_ptr(), len, buffer),
+            Memory::Several(places) => {
+                let at = number as usize;
+                if self.lists.len() <= at {
+                    self.lists.resize_with(at + 1, Vec::new);
+                }
+                let list = &mut self.lists[at];
+                list.clear();
+                list.extend(
+                    places
+                        .iter()
+                        .map(|(at, len)| libc::iovec { iov_base: at.as_ptr().cast(), iov_len: *len }),
+                );
+                // The list stays where it is until the number is used again. The kernel looks at it no later than when it
+                // takes the entry.
+                several(t.read, t.file, t.offset, list)
+            }
+        };
         // SAFETY: the caller's promise.
-        unsafe { self.push(&build(t).user_data(u64::from(number))) }
+        unsafe { self.push(&entry.user_data(u64::from(number))) }
     }
 
     /// # Safety
@@ -197,26 +249,30 @@ impl Ring {
     }
 }
 
-/// The entry of a transfer.
-fn build(t: &Transfer) -> Entry {
-    let memory = t.memory.as_ptr();
-    // The types that say "a file, in either way" are the crate's own.
-    macro_rules! entry {
-        ($op:ident $(, $buffer:expr)?) => {
-            match t.file {
-                Target::Open(fd) => opcode::$op::new(Fd(fd), memory, t.len $(, $buffer)?).offset(t.offset).build(),
-                Target::Registered(at) => {
-                    opcode::$op::new(Fixed(at), memory, t.len $(, $buffer)?).offset(t.offset).build()
-                }
-            }
-        };
+/// An entry for a file that is told in either way; the types that say so are the crate's own.
+macro_rules! entry {
+    ($op:ident, $file:expr, $offset:expr, $($argument:expr),*) => {
+        match $file {
+            Target::Open(fd) => opcode::$op::new(Fd(fd), $($argument),*).offset($offset).build(),
+            Target::Registered(at) => opcode::$op::new(Fixed(at), $($argument),*).offset($offset).build(),
+        }
+    };
+}
+
+/// The entry of a transfer to or from one place.
+fn whole(read: bool, file: Target, offset: u64, at: *mut u8, len: u32, buffer: Option<u16>) -> Entry {
+    match (read, buffer) {
+        (true, None) => entry!(Read, file, offset, at, len),
+        (true, Some(buffer)) => entry!(ReadFixed, file, offset, at, len, buffer),
+        (false, None) => entry!(Write, file, offset, at, len),
+        (false, Some(buffer)) => entry!(WriteFixed, file, offset, at, len, buffer),
     }
-    match (t.read, t.buffer) {
-        (true, None) => entry!(Read),
-        (true, Some(at)) => entry!(ReadFixed, at),
-        (false, None) => entry!(Write),
-        (false, Some(at)) => entry!(WriteFixed, at),
-    }
+}
+
+/// The entry of a transfer to or from several.
+fn several(read: bool, file: Target, offset: u64, list: &[libc::iovec]) -> Entry {
+    let (at, n) = (list.as_ptr(), list.len() as u32);
+    if read { entry!(Readv, file, offset, at, n) } else { entry!(Writev, file, offset, at, n) }
 }
 
 impl Drop for Ring {
