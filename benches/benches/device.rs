@@ -1,7 +1,8 @@
 //! How much of a device each way of moving bytes reaches, and what it costs: reads and writes of a file past the page cache,
 //! the same ones in turn by one blocking thread for each request under way, by this workspace's thread pool with four and
 //! with eight threads, by its default engine, by a bare io_uring loop with registered memory and file, and by `fio` where
-//! it is installed. Last the whole adapter: batches to a full store of segments with its defaults, digests made and checked.
+//! it is installed. Last the whole adapter: batches to a full store of segments with its defaults, without digests and with them
+//! made and checked.
 //!
 //! `cargo bench -p kvstrata-benches --bench device [-- --dir DIR] [--rounds N] [--mib N] [--only WORD] [--figures FILE]`
 
@@ -129,6 +130,7 @@ impl Mover for Ours {
 
 /// The adapter over a store of segments that is full: each batch of new objects takes the place of one before.
 struct Whole {
+    name: &'static str,
     adapter: Adapter,
     runtime: Runtime,
     buffers: Arc<Buffers>,
@@ -140,11 +142,12 @@ struct Whole {
 }
 
 impl Whole {
-    fn new(dir: &Path, buffers: &Arc<Buffers>, size: usize, read: bool) -> Result<Self> {
+    fn new(dir: &Path, buffers: &Arc<Buffers>, size: usize, read: bool, verify: Verify) -> Result<Self> {
         let said = |e: kvstrata_core::Error| e.to_string();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build();
         let runtime = runtime.map_err(|e| e.to_string())?;
-        let root = scratch(dir, "device-store");
+        let name = if verify == Verify::On { "adapter, digests on" } else { "adapter, digests off" };
+        let root = scratch(dir, if verify == Verify::On { "device-store" } else { "device-store-off" });
         // Of a store that is only read, not all has to be there.
         let batches = if read { 2 } else { 16 };
         let config = FsConfig {
@@ -159,9 +162,9 @@ impl Whole {
         let writer = Writer { pid: std::process::id(), id: 9 << 32 };
         let store = open_os(&config, cx.clone(), writer, vec![], memory).map_err(said)?;
         let scope = KeyScope::new("model", KvRank::single(), 0, "").map_err(said)?;
-        let adapter = Checked::new(store.adapter(), Verify::On, cx).adapter;
+        let adapter = Checked::new(store.adapter(), verify, cx).adapter;
         let buffers = Arc::clone(buffers);
-        let mut new = Self { adapter, runtime, buffers, scope, root, last: 0, next: 0 };
+        let mut new = Self { name, adapter, runtime, buffers, scope, root, last: 0, next: 0 };
         // Written all over, so that no block of it is new.
         let offsets = vec![0; new.buffers.bytes / size];
         for _ in 0..if read { 1 } else { batches + 1 } {
@@ -186,7 +189,7 @@ impl Drop for Whole {
 
 impl Mover for Whole {
     fn name(&self) -> &'static str {
-        "adapter, digests on"
+        self.name
     }
 
     fn go(&mut self, read: bool, offsets: &[u64], size: usize) -> Result<()> {
@@ -465,7 +468,7 @@ fn measure(args: &Args, path: &Path) -> Result<Figures> {
     }
     let mut table = Figures::new(
         "device",
-        &["requests", "by", "GB/s", "of the best other", "CPU s/GB", "of a thread per request"],
+        &["requests", "by", "GB/s", "of the best other engine", "CPU s/GB", "of a thread per request"],
     );
     for (size_name, size, depth) in CELLS {
         let mut offsets: Vec<u64> = (0..args.bytes / size).map(|i| (i * size) as u64).collect();
@@ -490,7 +493,11 @@ fn measure(args: &Args, path: &Path) -> Result<Figures> {
                 Err(e) => eprintln!("{what}: no bare ring: {e}"),
             }
             movers.push(Box::new(Ours::new("kvstrata", EngineKind::Auto, 4, path, &buffers)?));
-            movers.push(Box::new(Whole::new(&args.dir, &buffers, size, read)?));
+            // A ratio is to the best of these.
+            let raw = movers.len();
+            for verify in [Verify::Off, Verify::On] {
+                movers.push(Box::new(Whole::new(&args.dir, &buffers, size, read, verify)?));
+            }
             let n = movers.len();
             // A round that is not counted: threads and rings get to know the device.
             let mut figures = vec![(Vec::new(), Vec::new()); n];
@@ -507,9 +514,9 @@ fn measure(args: &Args, path: &Path) -> Result<Figures> {
             }
             let mut rows: Vec<(String, f64, f64, Option<f64>)> = Vec::new();
             for (at, (gbps, cost)) in figures.iter().enumerate() {
-                // The ratio of each round to the best of the others in it.
+                // The ratio of each round to the best of the other engines in it.
                 let ratio = (0..args.rounds).map(|r| {
-                    let best = (0..n).filter(|o| *o != at).map(|o| figures[o].0[r]).fold(0.0, f64::max);
+                    let best = (0..raw).filter(|o| *o != at).map(|o| figures[o].0[r]).fold(0.0, f64::max);
                     gbps[r] / best
                 });
                 rows.push((

@@ -13,6 +13,7 @@ use hashbrown::HashTable;
 use kvstrata_core::{Digest, KeyScope, ObjectKey, encode};
 use kvstrata_evict::{Access, Contained, Entry as PolicyEntry, EvictionPolicy, Removal, Slot, TenantId};
 use kvstrata_l2::{Found, Tenants};
+use kvstrata_mem::prefer_huge_pages;
 
 use room::weight;
 pub(crate) use room::{Asker, Room, Victim};
@@ -297,6 +298,7 @@ impl<W> Index<W> {
             |slot: &u32| slots[*slot as usize].as_ref().map_or(0, |s| s.object.key.fingerprint() as u64);
         self.by_print.reserve(objects, hash);
         self.slots.reserve(objects);
+        prefer_huge_pages(self.slots.spare_capacity_mut());
     }
 
     /// Adds what recovery found; its bytes count.

@@ -1,14 +1,15 @@
 //! Many keys' transfers, given to the engine at once: for stores whose objects have places in files that are open already.
 //! What needs more than that (room has to be made, a file opened, a header checked) goes the way of a job.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
 use kvstrata_disk::{Claim, Created, Opened, Pin, Placed, Store};
 use kvstrata_io::{Completion, CompletionSink, Disk, IoBuf, IoEngine, IoOp};
 use kvstrata_l2::{Answer, GetSink, Job, Loaded, PutSink, Stored, closed};
-use kvstrata_mem::ReadBuf;
-use parking_lot::Mutex;
+use kvstrata_mem::{ReadBuf, WriteBuf};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::groups::Groups;
 use crate::jobs::{Loading, Storing, fault_answer};
@@ -195,8 +196,10 @@ struct Reading<D: Disk> {
 
 /// The reads of one submission; tags are indices.
 struct Reads<D: Disk> {
-    store: Arc<Store<D>>,
     all: Mutex<Vec<Option<Reading<D>>>>,
+    answers: Arc<Answers<D>>,
+    /// They are few: whoever completes them answers.
+    few: bool,
 }
 
 /// Objects that can be read at once, collected until they are [submitted](Self::submit).
@@ -222,13 +225,16 @@ impl<D: Disk> Incoming<D> {
         Ok(())
     }
 
-    pub(crate) fn submit(mut self, store: &Arc<Store<D>>) {
+    /// Has them read. What becomes of them is told by at most `threads` of the engine's threads.
+    pub(crate) fn submit(mut self, store: &Arc<Store<D>>, threads: usize) {
         if self.ops.is_empty() {
             return;
         }
         // What was stored together lies together: the engine reads it with few requests.
         self.ops.sort_by_key(|op| (Arc::as_ptr(&op.file), op.offset));
-        let reads = Arc::new(Reads { store: Arc::clone(store), all: Mutex::new(self.reading) });
+        let answers = Arc::new(Answers { store: Arc::clone(store), threads, due: Mutex::default() });
+        let few = self.ops.iter().map(|op| op.len).sum::<usize>() <= FEW_BYTES;
+        let reads = Arc::new(Reads { all: Mutex::new(self.reading), answers, few });
         if let Err(rejected) = store.disk().engine().submit(self.ops, Arc::clone(&reads) as _) {
             for op in rejected.ops {
                 let r = reads.all.lock()[op.tag as usize].take().expect("none has completed");
@@ -246,7 +252,87 @@ impl<D: Disk> CompletionSink<D::File> for Reads<D> {
         let Completion { op, result } = completion;
         let reading = self.all.lock()[op.tag as usize].take().expect("each object ends once");
         let IoBuf::Read(buf) = op.buf else { unreachable!("a load has a buffer to fill") };
-        let Reading { opened, mut pin, position, done, job } = reading;
+        let read = Read { reading, buf, result };
+        if self.few { read.answer(&self.answers.store) } else { self.answers.push(read) }
+    }
+}
+
+/// Whoever is answered may check a digest, which takes longer than the device does. Requests of more than this many bytes are
+/// answered by several threads, and the one that completes transfers goes on with those.
+const FEW_BYTES: usize = 1 << 20;
+/// So many that wait are worth one more thread.
+const WORTH_A_THREAD: usize = 8;
+
+/// Reads that have ended, for the threads that answer them.
+struct Answers<D: Disk> {
+    store: Arc<Store<D>>,
+    threads: usize,
+    due: Mutex<Due<D>>,
+}
+
+struct Due<D: Disk> {
+    reads: VecDeque<Read<D>>,
+    threads: usize,
+}
+
+impl<D: Disk> Default for Due<D> {
+    fn default() -> Self {
+        Self { reads: VecDeque::new(), threads: 0 }
+    }
+}
+
+impl<D: Disk> Answers<D> {
+    fn push(self: &Arc<Self>, read: Read<D>) {
+        let mut due = self.due.lock();
+        due.reads.push_back(read);
+        self.call(due);
+    }
+
+    /// Calls a thread if there are too few.
+    fn call(self: &Arc<Self>, mut due: MutexGuard<'_, Due<D>>) {
+        if due.threads >= self.threads.min(due.reads.len().div_ceil(WORTH_A_THREAD)) {
+            return;
+        }
+        due.threads += 1;
+        drop(due);
+        let thread = Answering(Arc::clone(self));
+        // An engine that is closed takes no jobs, and still ends what it was given.
+        if let Err(job) = self.store.disk().engine().spawn(true, Box::new(move || thread.run())) {
+            job();
+        }
+    }
+}
+
+/// A thread that answers. Dropped, also by a panic of whoever is answered, it leaves what is left to another one.
+struct Answering<D: Disk>(Arc<Answers<D>>);
+
+impl<D: Disk> Answering<D> {
+    fn run(self) {
+        // Not in the loop's condition: the lock would be held meanwhile.
+        while let Some(read) = { self.0.due.lock().reads.pop_front() } {
+            read.answer(&self.0.store);
+        }
+    }
+}
+
+impl<D: Disk> Drop for Answering<D> {
+    fn drop(&mut self) {
+        let mut due = self.0.due.lock();
+        due.threads -= 1;
+        self.0.call(due);
+    }
+}
+
+/// A read that has ended.
+struct Read<D: Disk> {
+    reading: Reading<D>,
+    buf: WriteBuf,
+    result: io::Result<usize>,
+}
+
+impl<D: Disk> Read<D> {
+    fn answer(self, store: &Arc<Store<D>>) {
+        let Self { reading: Reading { opened, mut pin, position, done, job }, buf, result } = self;
         let answer = match result {
             Ok(got) => {
                 drop(opened);
@@ -257,8 +343,8 @@ impl<D: Disk> CompletionSink<D::File> for Reads<D> {
             }
             Err(e) if pin.retry(&opened, &e) => {
                 drop(opened);
-                let load = Loading { store: Arc::clone(&self.store), pin, buf, position, done, job };
-                return crate::jobs::spawn_loads(&self.store, [load].into(), 1);
+                let load = Loading { store: Arc::clone(store), pin, buf, position, done, job };
+                return crate::jobs::spawn_loads(store, [load].into(), 1);
             }
             Err(e) => {
                 let fault = pin.failed(e);

@@ -242,7 +242,7 @@ impl<D: Disk> Mover for Host<D> {
                 }
             }
         }
-        together.submit(&self.store);
+        together.submit(&self.store, self.threads);
         spawn_loads(&self.store, loads, self.threads);
         idle
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::mpsc::sync_channel;
 
 use kvstrata_core::{Error, ErrorKind, Result};
 use kvstrata_io::{Disk, Open};
@@ -9,10 +10,14 @@ use kvstrata_io::{Disk, Open};
 use super::format::{Record, Replayed, SLOT, replay};
 use super::pages::{PAGE, Pages, SnapshotHead};
 use super::{File, log_name, parse_name, snapshot_name};
+use crate::index::Object;
 
 const OP: &str = "read index";
 /// Bytes of one read.
 const PIECE: usize = 4 << 20;
+/// Objects that are handed on together, and how often ahead of whoever takes them.
+const AT_ONCE: usize = 512;
+const AHEAD: usize = 4;
 /// A log is never that long.
 const MOST_LOG: u64 = 1 << 30;
 
@@ -168,13 +173,36 @@ fn read_snapshot<D: Disk>(
     // No more than the file has room for, whatever its head says.
     expect(head.objects.min(len / super::format::RECORD as u64));
     let mut pages = Pages::new(epoch);
-    let mut at = PAGE as u64;
-    while at < end.min(len) {
-        let n = (end.min(len) - at).min(PIECE as u64) as usize;
-        read_as_far_as_possible(disk, &file, at, &mut piece[..n]);
-        pages.read(&piece[..n], |object| each(Record::Insert(object)));
-        at += n as u64;
+    let there = end.min(len);
+    let mut read = |mut each: &mut dyn FnMut(Object)| {
+        let mut at = PAGE as u64;
+        while at < there {
+            let n = (there - at).min(PIECE as u64) as usize;
+            read_as_far_as_possible(disk, &file, at, &mut piece[..n]);
+            pages.read(&piece[..n], &mut each);
+            at += n as u64;
+        }
+    };
+    if there <= PIECE as u64 {
+        read(&mut |object| each(Record::Insert(object)));
+    } else {
+        // Reading and decoding takes about as long as what becomes of it.
+        std::thread::scope(|scope| {
+            let (send, decoded) = sync_channel::<Vec<Object>>(AHEAD);
+            scope.spawn(move || {
+                let mut some = Vec::with_capacity(AT_ONCE);
+                read(&mut |object| {
+                    some.push(object);
+                    if some.len() == AT_ONCE {
+                        // Nobody listens after a panic, which ends this too.
+                        drop(send.send(std::mem::replace(&mut some, Vec::with_capacity(AT_ONCE))));
+                    }
+                });
+                drop(send.send(some));
+            });
+            decoded.into_iter().flatten().for_each(|object| each(Record::Insert(object)));
+        });
     }
-    let missing = end.saturating_sub(at.max(PAGE as u64)).div_ceil(PAGE as u64);
+    let missing = end.saturating_sub(there.max(PAGE as u64)).div_ceil(PAGE as u64);
     Ok((head, pages.rotten + missing, pages.objects))
 }
