@@ -1,8 +1,7 @@
 //! How much of a device each way of moving bytes reaches, and what it costs: reads and writes of a file past the page cache,
 //! the same ones in turn by one blocking thread for each request under way, by this workspace's thread pool with four and
 //! with eight threads, by its default engine, by a bare io_uring loop with registered memory and file, and by `fio` where
-//! it is installed. Last the whole adapter: batches to a full store of segments with its defaults, without digests and with them
-//! made and checked.
+//! it is installed. Last the whole adapter: batches to a full store of segments with its defaults, digests made and checked.
 //!
 //! `cargo bench -p kvstrata-benches --bench device [-- --dir DIR] [--rounds N] [--mib N] [--only WORD] [--figures FILE]`
 
@@ -130,7 +129,6 @@ impl Mover for Ours {
 
 /// The adapter over a store of segments that is full: each batch of new objects takes the place of one before.
 struct Whole {
-    name: &'static str,
     adapter: Adapter,
     runtime: Runtime,
     buffers: Arc<Buffers>,
@@ -142,12 +140,11 @@ struct Whole {
 }
 
 impl Whole {
-    fn new(dir: &Path, buffers: &Arc<Buffers>, size: usize, read: bool, verify: Verify) -> Result<Self> {
+    fn new(dir: &Path, buffers: &Arc<Buffers>, size: usize, read: bool) -> Result<Self> {
         let said = |e: kvstrata_core::Error| e.to_string();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build();
         let runtime = runtime.map_err(|e| e.to_string())?;
-        let name = if verify == Verify::On { "adapter, digests on" } else { "adapter, digests off" };
-        let root = scratch(dir, if verify == Verify::On { "device-store" } else { "device-store-off" });
+        let root = scratch(dir, "device-store");
         // Of a store that is only read, not all has to be there.
         let batches = if read { 2 } else { 16 };
         let config = FsConfig {
@@ -162,9 +159,9 @@ impl Whole {
         let writer = Writer { pid: std::process::id(), id: 9 << 32 };
         let store = open_os(&config, cx.clone(), writer, vec![], memory).map_err(said)?;
         let scope = KeyScope::new("model", KvRank::single(), 0, "").map_err(said)?;
-        let adapter = Checked::new(store.adapter(), verify, cx).adapter;
+        let adapter = Checked::new(store.adapter(), Verify::On, cx).adapter;
         let buffers = Arc::clone(buffers);
-        let mut new = Self { name, adapter, runtime, buffers, scope, root, last: 0, next: 0 };
+        let mut new = Self { adapter, runtime, buffers, scope, root, last: 0, next: 0 };
         // Written all over, so that no block of it is new.
         let offsets = vec![0; new.buffers.bytes / size];
         for _ in 0..if read { 1 } else { batches + 1 } {
@@ -189,7 +186,7 @@ impl Drop for Whole {
 
 impl Mover for Whole {
     fn name(&self) -> &'static str {
-        self.name
+        "adapter, digests on"
     }
 
     fn go(&mut self, read: bool, offsets: &[u64], size: usize) -> Result<()> {
@@ -495,9 +492,7 @@ fn measure(args: &Args, path: &Path) -> Result<Figures> {
             movers.push(Box::new(Ours::new("kvstrata", EngineKind::Auto, 4, path, &buffers)?));
             // A ratio is to the best of these.
             let raw = movers.len();
-            for verify in [Verify::Off, Verify::On] {
-                movers.push(Box::new(Whole::new(&args.dir, &buffers, size, read, verify)?));
-            }
+            movers.push(Box::new(Whole::new(&args.dir, &buffers, size, read)?));
             let n = movers.len();
             // A round that is not counted: threads and rings get to know the device.
             let mut figures = vec![(Vec::new(), Vec::new()); n];
