@@ -13,7 +13,6 @@ use hashbrown::HashTable;
 use kvstrata_core::{Digest, KeyScope, ObjectKey, encode};
 use kvstrata_evict::{Access, Contained, Entry as PolicyEntry, EvictionPolicy, Removal, Slot, TenantId};
 use kvstrata_l2::{Found, Tenants};
-use kvstrata_mem::prefer_huge_pages;
 
 use room::weight;
 pub(crate) use room::{Asker, Room, Victim};
@@ -298,7 +297,14 @@ impl<W> Index<W> {
             |slot: &u32| slots[*slot as usize].as_ref().map_or(0, |s| s.object.key.fingerprint() as u64);
         self.by_print.reserve(objects, hash);
         self.slots.reserve(objects);
-        prefer_huge_pages(self.slots.spare_capacity_mut());
+    }
+
+    /// These are about to be looked for, one by one: what that reads is fetched now, for several of them at a time. An index of
+    /// millions is in no cache, and whoever looks for one after the other waits for memory each time.
+    pub(crate) fn fetch(&self, objects: &[Object]) {
+        for object in objects {
+            std::hint::black_box(self.slot_by_print(object.key.fingerprint()));
+        }
     }
 
     /// Adds what recovery found; its bytes count.

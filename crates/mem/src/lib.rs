@@ -39,5 +39,5 @@ pub use alloc::{Allocate, Pool, RegionWatch, Slab, SlabUsage, SpaceWatch, UNIT, 
 pub use buf::{Extent, Home, ReadBuf, WriteBuf};
 pub use region::{
     Fallback, HeapRegion, HugePages, MemfdRegion, MmapRegion, Region, RegionId, RegionKind, RegionOptions,
-    ShmRegion, Stale, machine_memory, prefer_huge_pages,
+    ShmRegion, Stale, machine_memory,
 };

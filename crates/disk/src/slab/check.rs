@@ -58,6 +58,7 @@ impl Contents {
             &dir,
             store_id,
             |_| (),
+            |_| {},
             |record| match record {
                 Record::Insert(object) => drop(all.insert(*object.key.fingerprint256(), object)),
                 Record::Remove { fingerprint, generation } => {

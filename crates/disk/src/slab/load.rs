@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::mpsc::sync_channel;
 
 use kvstrata_core::{Error, ErrorKind, Result};
 use kvstrata_io::{Disk, Open};
@@ -13,11 +12,10 @@ use super::{File, log_name, parse_name, snapshot_name};
 use crate::index::Object;
 
 const OP: &str = "read index";
-/// Bytes of one read.
-const PIECE: usize = 4 << 20;
-/// Objects that are handed on together, and how often ahead of whoever takes them.
-const AT_ONCE: usize = 512;
-const AHEAD: usize = 4;
+/// Bytes of one read: what was copied from the page cache is in the processor's caches when it is decoded.
+const PIECE: usize = 256 << 10;
+/// Bytes whose objects are handed on together.
+const GROUP: usize = 4 * PAGE;
 /// A log is never that long.
 const MOST_LOG: u64 = 1 << 30;
 
@@ -49,7 +47,7 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> Error {
 }
 
 /// Reads the index in `dir`, oldest first: what a record says replaces what was said before. `expect` hears how many
-/// objects the snapshot has.
+/// objects the snapshot has, and `soon` which ones come next.
 ///
 /// # Errors
 /// `Mismatch` for a later version, and what the disk says. What is rotten is no error.
@@ -58,6 +56,7 @@ pub(crate) fn load<D: Disk>(
     dir: &Path,
     store_id: u128,
     mut expect: impl FnMut(u64),
+    mut soon: impl FnMut(&[Object]),
     mut each: impl FnMut(Record),
 ) -> Result<Loaded> {
     let (mut snapshots, mut logs) = (Vec::new(), Vec::new());
@@ -80,7 +79,9 @@ pub(crate) fn load<D: Disk>(
     };
     let mut first = None;
     for epoch in snapshots.iter().rev() {
-        match read_snapshot(disk, dir, store_id, *epoch, &mut expect, |record| said(record, &mut out)) {
+        match read_snapshot(disk, dir, store_id, *epoch, &mut expect, &mut soon, |record| {
+            said(record, &mut out)
+        }) {
             Ok((head, rotten, objects)) => {
                 out.rotten += rotten;
                 out.gap |= rotten > 0 || objects != head.objects;
@@ -157,6 +158,7 @@ fn read_snapshot<D: Disk>(
     store_id: u128,
     epoch: u64,
     expect: &mut impl FnMut(u64),
+    soon: &mut impl FnMut(&[Object]),
     mut each: impl FnMut(Record),
 ) -> Result<(SnapshotHead, u64, u64)> {
     let path = dir.join(snapshot_name(epoch));
@@ -172,37 +174,18 @@ fn read_snapshot<D: Disk>(
     let end = head.pages.saturating_mul(PAGE as u64);
     // No more than the file has room for, whatever its head says.
     expect(head.objects.min(len / super::format::RECORD as u64));
-    let mut pages = Pages::new(epoch);
-    let there = end.min(len);
-    let mut read = |mut each: &mut dyn FnMut(Object)| {
-        let mut at = PAGE as u64;
-        while at < there {
-            let n = (there - at).min(PIECE as u64) as usize;
-            read_as_far_as_possible(disk, &file, at, &mut piece[..n]);
-            pages.read(&piece[..n], &mut each);
-            at += n as u64;
+    let (mut pages, mut objects) = (Pages::new(epoch), Vec::new());
+    let mut at = PAGE as u64;
+    while at < end.min(len) {
+        let n = (end.min(len) - at).min(PIECE as u64) as usize;
+        read_as_far_as_possible(disk, &file, at, &mut piece[..n]);
+        for some in piece[..n].chunks(GROUP) {
+            pages.read(some, |object| objects.push(object));
+            soon(&objects);
+            objects.drain(..).for_each(|object| each(Record::Insert(object)));
         }
-    };
-    if there <= PIECE as u64 {
-        read(&mut |object| each(Record::Insert(object)));
-    } else {
-        // Reading and decoding takes about as long as what becomes of it.
-        std::thread::scope(|scope| {
-            let (send, decoded) = sync_channel::<Vec<Object>>(AHEAD);
-            scope.spawn(move || {
-                let mut some = Vec::with_capacity(AT_ONCE);
-                read(&mut |object| {
-                    some.push(object);
-                    if some.len() == AT_ONCE {
-                        // Nobody listens after a panic, which ends this too.
-                        drop(send.send(std::mem::replace(&mut some, Vec::with_capacity(AT_ONCE))));
-                    }
-                });
-                drop(send.send(some));
-            });
-            decoded.into_iter().flatten().for_each(|object| each(Record::Insert(object)));
-        });
+        at += n as u64;
     }
-    let missing = end.saturating_sub(there.max(PAGE as u64)).div_ceil(PAGE as u64);
+    let missing = end.saturating_sub(at.max(PAGE as u64)).div_ceil(PAGE as u64);
     Ok((head, pages.rotten + missing, pages.objects))
 }

@@ -29,6 +29,7 @@ impl<D: Disk> Store<D> {
                 &slab.dir,
                 slab.store_id,
                 |objects| index.borrow_mut().expect(objects as usize),
+                |objects| index.borrow().fetch(objects),
                 |record| index.borrow_mut().replay(record),
             )?
         };

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
@@ -274,21 +273,6 @@ impl Drop for Mapping {
     }
 }
 
-/// Asks the kernel for huge pages behind memory of the heap that nothing was written to yet, as a large index has it: fewer page
-/// faults, each of them dearer, and fewer misses when addresses are translated. What is shorter than a huge page, and a kernel
-/// that has none, stays as it is. The contents stay in any case.
-pub fn prefer_huge_pages<T>(memory: &mut [MaybeUninit<T>]) {
-    let page = machine::page_size();
-    let range = memory.as_mut_ptr_range();
-    let start = range.start.addr().next_multiple_of(page);
-    let end = range.end.addr() / page * page;
-    if end.saturating_sub(start) >= HUGE {
-        let at = range.start.cast::<libc::c_void>().with_addr(start);
-        // SAFETY: whole pages of a unique borrow. The advice changes nothing but what lies behind them.
-        let _ = unsafe { libc::madvise(at, end - start, libc::MADV_HUGEPAGE) };
-    }
-}
-
 fn map_raw(
     at: *mut libc::c_void,
     len: usize,
@@ -340,36 +324,4 @@ fn not_locked(op: &'static str, len: usize, cause: io::Error) -> Error {
     let error = Error::new(ErrorKind::Unavailable, op, message).retrying(Retry::Never).with("len", len);
     let error = if known { error.with("limit", limit.rlim_cur) } else { error };
     error.with("cause", &cause).caused_by(cause)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    #[cfg_attr(miri, ignore = "asks the system")]
-    fn advice_on_huge_pages_keeps_what_is_there() {
-        let mut short = vec![7u8; 100_000];
-        let mut long = vec![7u64; (3 * HUGE) / 8];
-        short.reserve_exact(HUGE / 2);
-        long.reserve_exact(3 * HUGE / 8);
-        prefer_huge_pages(short.spare_capacity_mut());
-        prefer_huge_pages(long.spare_capacity_mut());
-        let spare = long.spare_capacity_mut();
-        spare.fill(MaybeUninit::new(9));
-        let at = spare.as_ptr().addr() + HUGE;
-        assert!(short.iter().all(|byte| *byte == 7) && long.iter().all(|word| *word == 7));
-        if machine::transparent_setting("enabled").is_ok_and(|s| s == "madvise") {
-            let maps = std::fs::read_to_string("/proc/self/smaps").expect("this process's mappings");
-            let mut lines = maps.lines().skip_while(|line| {
-                let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
-                let range = range.and_then(|(a, b)| {
-                    Some(usize::from_str_radix(a, 16).ok()?..usize::from_str_radix(b, 16).ok()?)
-                });
-                range.is_none_or(|range| !range.contains(&at))
-            });
-            let flags = lines.find(|line| line.starts_with("VmFlags:")).expect("a mapping at the address");
-            assert!(flags.split(' ').any(|flag| flag == "hg"), "{flags}");
-        }
-    }
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use heap::HeapRegion;
 pub use machine::machine_memory;
-pub use map::{Fallback, HugePages, RegionOptions, prefer_huge_pages};
+pub use map::{Fallback, HugePages, RegionOptions};
 pub use mmap::MmapRegion;
 pub use shared::{MemfdRegion, ShmRegion, Stale};
 
