@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvstrata_core::{Affinity, Digest, Error, ErrorKind, Instant, Result};
 use kvstrata_disk::{Begin, Claim, Created, LoadFault, NewObject, Opened, Pin, Placed};
 use kvstrata_io::{Disk, IoEngine, OsDisk};
-use kvstrata_l2::{Answer, GetSink, Job, Loaded, PutSink, Stored, closed};
+use kvstrata_l2::{Answer, GetSink, Job, Loaded, PutSink, Stored, closed, digest_of};
 use kvstrata_mem::{ReadBuf, RegionKind, WriteBuf};
 
 use crate::cufile::{failed, within};
@@ -51,6 +51,8 @@ pub(crate) struct Storing {
     pub(crate) inner: Arc<Inner>,
     pub(crate) buf: ReadBuf,
     pub(crate) object: NewObject,
+    /// Whether the digest is still to be made, of bytes that no bounce shows.
+    pub(crate) due: bool,
     pub(crate) route: Route,
     pub(crate) order: Order,
     pub(crate) position: usize,
@@ -68,8 +70,16 @@ impl Storing {
     }
 
     /// Goes on from how the store began.
-    pub(crate) fn go(self, begin: Begin<OsDisk>) {
+    pub(crate) fn go(mut self, begin: Begin<OsDisk>) {
         match begin {
+            // What is there has no digest either, which is not the same as one that is still to be made.
+            Begin::Present if self.due => match self.make_digest() {
+                Ok(_) => {
+                    let begin = self.inner.store.begin(std::slice::from_ref(&self.object)).remove(0);
+                    self.go(begin);
+                }
+                Err(e) => self.answer(Err(e)),
+            },
             Begin::Present => self.answer(Ok(Stored::Present)),
             Begin::Refused(e) => self.answer(Err(e)),
             Begin::Claimed(claim) => self.spawn(claim),
@@ -78,14 +88,28 @@ impl Storing {
                 let store = Arc::clone(&self.inner.store);
                 let key = self.object.key.clone();
                 store.hold_then(&key, move |hold| {
-                    if self.done.is_open(self.position) {
-                        let begin = hold.begin(&self.object);
-                        debug_assert!(!matches!(begin, Begin::Busy), "the key is held");
-                        self.go(begin);
+                    if !self.done.is_open(self.position) {
+                        return;
                     }
+                    if let Err(e) = self.make_digest() {
+                        drop(hold);
+                        return self.answer(Err(e));
+                    }
+                    let begin = hold.begin(&self.object);
+                    debug_assert!(!matches!(begin, Begin::Busy), "the key is held");
+                    self.go(begin);
                 });
             }
         }
+    }
+
+    /// The digest, if it was still to be made.
+    fn make_digest(&mut self) -> Result<Option<Digest>> {
+        if !std::mem::take(&mut self.due) {
+            return Ok(None);
+        }
+        self.object.digest = Some(digest_of(&self.object.key, self.object.layout, &self.buf)?);
+        Ok(self.object.digest)
     }
 
     fn spawn(self, claim: Claim<OsDisk>) {
@@ -102,11 +126,22 @@ impl Storing {
         }
     }
 
-    fn run(self, mut claim: Claim<OsDisk>) {
+    fn run(mut self, mut claim: Claim<OsDisk>) {
         if !self.done.is_open(self.position) {
             return;
         }
-        let Self { inner, buf, object, route, order, position, until, done, job } = self;
+        match self.make_digest() {
+            Ok(Some(digest)) if claim.set_digest(digest) => {
+                drop(claim);
+                return self.answer(Ok(Stored::Present));
+            }
+            Ok(_) => {}
+            Err(e) => {
+                let e = claim.give_up(e);
+                return self.answer(Err(e));
+            }
+        }
+        let Self { inner, buf, object, route, order, position, until, done, job, .. } = self;
         let moved = match route {
             Route::Host => move_out(&inner, &mut claim, &[buf]),
             Route::Bounce(ordinal) => {

@@ -8,16 +8,18 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
 use std::time::Duration;
 
 use common::device::Device;
 use kvstrata_core::{Affinity, Error, ErrorKind, KeyScope, KvRank, Layout, ObjectKey, Result};
+use kvstrata_io::IoEngine;
 use kvstrata_l2::{
     Answer, Checked, Context, Get, GetItem, GetSink, L2Store, Miss, Probe, Put, PutDigest, PutItem, PutSink,
     Stored, Verify,
 };
 use kvstrata_l2_gds::{GdsConfig, GdsStore, GdsWay, Gpus, Order, Prober, Search, Way, os_disk};
-use kvstrata_mem::{Allocate, ReadBuf, WriteBuf};
+use kvstrata_mem::{Allocate, HeapRegion, ReadBuf, Slab, WriteBuf};
 use kvstrata_testkit::{payload, trace};
 use parking_lot::Mutex;
 use pretend::{Flag, Pretend};
@@ -318,6 +320,56 @@ impl ReserveSealed for kvstrata_mem::Pool {
     fn reserve_sealed(&self, len: usize) -> ReadBuf {
         self.reserve(len, 4096).unwrap().seal(len)
     }
+}
+
+#[test]
+fn the_digest_of_host_memory_is_made_when_the_objects_turn_comes() {
+    let rig = Rig::new();
+    let host = Slab::new(vec![HeapRegion::new(1 << 20).unwrap()]).unwrap().pool("host", 1 << 20);
+    let mut buf = host.reserve(LEN, 4096).unwrap();
+    buf.as_mut_slice().unwrap().fill(0x11);
+    let (at, buf) = (buf.as_ptr(), buf.seal(LEN));
+    // All threads are taken until the bytes have changed, as an engine must not do: it shows when they are looked at.
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = Arc::new(std::sync::Mutex::new(wait));
+    let threads = common::config(rig.dir.path()).threads();
+    let busy = Arc::new(std::sync::Barrier::new(threads + 1));
+    for _ in 0..threads {
+        let (busy, wait) = (Arc::clone(&busy), Arc::clone(&wait));
+        let held = move || {
+            busy.wait();
+            let _ = wait.lock().unwrap().recv();
+        };
+        // One is for loads alone.
+        assert!(rig.gds.threads().spawn(true, Box::new(held)).is_ok());
+    }
+    busy.wait();
+    let deadline = rig.cx.timer.now() + Duration::from_secs(30);
+    let (answers, sink) = collect();
+    let request = Put { items: vec![rig.item(1, buf)], deadline, affinity: Affinity::default() };
+    rig.runtime.block_on(async {
+        let store = rig.checked.put(request, sink);
+        tokio::pin!(store);
+        // It has done all that it does on the caller's task when it waits.
+        assert!(std::future::poll_fn(|cx| Poll::Ready(store.as_mut().poll(cx).is_pending())).await);
+        // SAFETY: the buffer is held by the request, and whoever would look at it has not begun.
+        unsafe { at.as_ptr().copy_from_nonoverlapping(payload_of(&key(1)).as_ptr(), LEN) };
+        drop(go);
+        store.await;
+    });
+    assert_eq!(answers.lock().pop().unwrap().unwrap(), Stored::Written);
+    let answer = rig.get_into(1, host.reserve(LEN, 4096).unwrap());
+    let Answer::Loaded(loaded) = answer else { panic!("its digest is of other bytes: {answer:?}") };
+    assert!(loaded.verified);
+    let mut got = vec![0; LEN];
+    loaded.buf.read_at(0, &mut got).unwrap();
+    assert!(got == payload_of(&key(1)));
+    // The same once more: the digest that is made then says that it is there.
+    drop(loaded);
+    let mut again = host.reserve(LEN, 4096).unwrap();
+    again.write_at(0, &payload_of(&key(1))).unwrap();
+    assert_eq!(rig.put(1, again.seal(LEN)).unwrap(), Stored::Present);
+    assert_eq!(host.usage().buffers, 0);
 }
 
 // --- how it opens ---------------------------------------------------------------------------------------------------

@@ -17,11 +17,10 @@ use libtest_mimic::Failed;
 use super::{MIB, O_DIRECT, ROUNDS, Runs, adapter};
 use crate::rig::{Gpu, library};
 
-const TOTAL: usize = 512 * MIB;
 const THREADS: usize = 4;
 const HEADER: usize = 4096;
 
-pub(super) fn run(gpu: &Gpu, dir: &Path) -> Result<(), Failed> {
+pub(super) fn run(gpu: &Gpu, dir: &Path, total: usize) -> Result<(), Failed> {
     let driver = driver(gpu);
     println!(
         "\nchunks, {THREADS} at a time, GB/s write read: LMCache's layout by {}, the adapter, and the ratios",
@@ -39,14 +38,14 @@ pub(super) fn run(gpu: &Gpu, dir: &Path) -> Result<(), Failed> {
                 (0..THREADS).map(|t| Chunk::new(gpu, t as u64, block)).collect::<Result<_, Failed>>()?;
             for round in 0..=ROUNDS {
                 let files = tempfile::tempdir_in(dir)?;
-                let how = How { driver: driver.as_ref(), direct, dir: files.path() };
+                let how = How { driver: driver.as_ref(), direct, dir: files.path(), total };
                 let (written, read) = (how.all(gpu, &mut chunks, true)?, how.all(gpu, &mut chunks, false)?);
                 // Before the other side begins, what this one left to be written is.
                 drop(files);
-                let (ow, or) = adapter(&rig, &mut next, block, TOTAL, THREADS)?;
+                let (ow, or) = adapter(&rig, &mut next, block, total, THREADS)?;
                 if round > 0 {
-                    theirs.add(TOTAL, written, read);
-                    ours.add(TOTAL, ow, or);
+                    theirs.add(total, written, read);
+                    ours.add(total, ow, or);
                 }
             }
             println!(
@@ -92,6 +91,7 @@ struct How<'a> {
     driver: Option<&'a Arc<Driver>>,
     direct: bool,
     dir: &'a Path,
+    total: usize,
 }
 
 impl How<'_> {
@@ -104,7 +104,7 @@ impl How<'_> {
                     let mut done = Ok(());
                     let mut work = || {
                         done = gpu.gpus.copies(0).map_err(Failed::from).and_then(|mut copies| {
-                            (t..TOTAL / len).step_by(THREADS).try_for_each(|n| {
+                            (t..self.total / len).step_by(THREADS).try_for_each(|n| {
                                 let path = self.dir.join(format!("{n}.kvcache.safetensors"));
                                 if write {
                                     self.store(&mut *copies, chunk, &path)
