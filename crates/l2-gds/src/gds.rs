@@ -102,7 +102,7 @@ impl GdsStore {
             Wanted::Try if in_memory => Wanted::Off,
             wanted => wanted,
         };
-        let by = if in_memory { By::Caller } else { By::Engine };
+        let by = if in_memory || direct == Wanted::Off { By::Caller } else { By::Engine };
         let store = Store::open(
             cx.disk,
             Settings {

@@ -20,7 +20,7 @@ use crate::rig::{Gpu, library};
 const THREADS: usize = 4;
 const HEADER: usize = 4096;
 
-pub(super) fn run(gpu: &Gpu, dir: &Path, total: usize) -> Result<(), Failed> {
+pub(super) fn run(gpu: &Gpu, dir: &Path, total: usize, modelled: bool) -> Result<(), Failed> {
     let driver = driver(gpu);
     println!(
         "\nchunks, {THREADS} at a time, GB/s write read: LMCache's layout by {}, the adapter, and the ratios",
@@ -34,8 +34,9 @@ pub(super) fn run(gpu: &Gpu, dir: &Path, total: usize) -> Result<(), Failed> {
         })?;
         for block in [MIB, 4 * MIB] {
             let (mut theirs, mut ours) = (Runs::default(), Runs::default());
-            let mut chunks: Vec<Chunk> =
-                (0..THREADS).map(|t| Chunk::new(gpu, t as u64, block)).collect::<Result<_, Failed>>()?;
+            let mut chunks: Vec<Chunk> = (0..THREADS)
+                .map(|t| Chunk::new(gpu, t as u64, block, modelled))
+                .collect::<Result<_, Failed>>()?;
             for round in 0..=ROUNDS {
                 let files = tempfile::tempdir_in(dir)?;
                 let how = How { driver: driver.as_ref(), direct, dir: files.path(), total };
@@ -77,13 +78,15 @@ fn driver(gpu: &Gpu) -> Option<Arc<Driver>> {
 struct Chunk {
     device: WriteBuf,
     host: WriteBuf,
+    /// Where the driver of a GPU copies pageable memory first, so that the GPU can reach it. A model has no driver.
+    staged: Option<Vec<u8>>,
 }
 
 impl Chunk {
-    fn new(gpu: &Gpu, n: u64, len: usize) -> Result<Self, Failed> {
+    fn new(gpu: &Gpu, n: u64, len: usize, modelled: bool) -> Result<Self, Failed> {
         let region = MmapRegion::new(len, &RegionOptions { prefault: true, ..RegionOptions::default() })?;
         let host = Slab::new(vec![region])?.pool("pageable", len as u64).reserve(len, UNIT)?;
-        Ok(Self { device: gpu.chunk(n, len)?, host })
+        Ok(Self { device: gpu.chunk(n, len)?, host, staged: modelled.then(|| vec![1; len]) })
     }
 }
 
@@ -145,7 +148,11 @@ impl How<'_> {
             // SAFETY: both are so long, and the queue is drained before either is used.
             unsafe { copies.copy(Direction::ToHost, chunk.host.as_ptr(), chunk.device.as_ptr(), len) }?;
             copies.drain();
-            file.write_all_at(chunk.host.as_mut_slice().expect("host memory"), HEADER as u64)?;
+            let host = chunk.host.as_mut_slice().expect("host memory");
+            if let Some(staged) = &chunk.staged {
+                host.copy_from_slice(staged);
+            }
+            file.write_all_at(host, HEADER as u64)?;
         }
         std::fs::rename(&tmp, path)?;
         let tmp = path.with_extension("tmp2");
@@ -165,7 +172,11 @@ impl How<'_> {
             }
             return Ok(());
         }
-        file.read_exact_at(chunk.host.as_mut_slice().expect("host memory"), HEADER as u64)?;
+        let host = chunk.host.as_mut_slice().expect("host memory");
+        file.read_exact_at(host, HEADER as u64)?;
+        if let Some(staged) = &mut chunk.staged {
+            staged.copy_from_slice(host);
+        }
         // SAFETY: as above.
         unsafe { copies.copy(Direction::ToDevice, chunk.device.as_ptr(), chunk.host.as_ptr(), len) }?;
         copies.drain();

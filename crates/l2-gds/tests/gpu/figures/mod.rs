@@ -87,7 +87,7 @@ fn measure(asked: &Asked) -> Result<(), Failed> {
         memory(&gpu, total)?;
     }
     if wanted("lmcache") {
-        lmcache::run(&gpu, dir, total)?;
+        lmcache::run(&gpu, dir, total, host)?;
     }
     Ok(())
 }
