@@ -14,7 +14,7 @@ use kvstrata_l2_gds::{Copies, Direction, GdsWay};
 use kvstrata_mem::{Allocate, MmapRegion, RegionOptions, Slab, UNIT, WriteBuf};
 use libtest_mimic::Failed;
 
-use super::{MIB, O_DIRECT, ROUNDS, Runs, adapter};
+use super::{MIB, O_DIRECT, ROUNDS, Runs, adapter, room};
 use crate::rig::{Gpu, library};
 
 const THREADS: usize = 4;
@@ -29,7 +29,7 @@ pub(super) fn run(gpu: &Gpu, dir: &Path, total: usize, modelled: bool) -> Result
     let mut next = 1 << 32;
     for direct in [true, false] {
         let rig = gpu.store(&dir.join(format!("chunks-{direct}")), GdsWay::Bounce, |c| {
-            c.max_capacity_gb = 2.0;
+            c.max_capacity_gb = room(total);
             c.use_direct_io = Some(direct);
         })?;
         for block in [MIB, 4 * MIB] {

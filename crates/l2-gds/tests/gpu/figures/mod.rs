@@ -92,6 +92,11 @@ fn measure(asked: &Asked) -> Result<(), Failed> {
     Ok(())
 }
 
+/// The GiB of a store that has room for a run: with a limit it is one of segments, which each run writes again.
+fn room(total: usize) -> f64 {
+    (total * 3 / 2).max(1 << 30) as f64 / f64::from(1 << 30)
+}
+
 fn median(mut all: Vec<f64>) -> f64 {
     all.sort_by(f64::total_cmp);
     all[all.len() / 2]
@@ -138,13 +143,13 @@ fn ways(gpu: &Gpu, dir: &Path, total: usize, host: bool) -> Result<(), Failed> {
     let raw = Raw::new(gpu, dir, total)?;
     let bounce = gpu.store(&dir.join("bounce"), GdsWay::Bounce, |c| {
         c.disk_io_threads = Some(8);
-        c.max_capacity_gb = 2.0;
+        c.max_capacity_gb = room(total);
     })?;
     // cuFile would refuse memory that is no GPU's.
     let compat = (!host).then(|| {
         gpu.store(&dir.join("compat"), GdsWay::Compat, |c| {
             c.disk_io_threads = Some(8);
-            c.max_capacity_gb = 2.0;
+            c.max_capacity_gb = room(total);
         })
     });
     if let Some(Err(e)) = &compat {
@@ -351,7 +356,10 @@ fn memory(gpu: &Gpu, total: usize) -> Result<(), Failed> {
     println!(
         "\nfiles in memory: GB/s of bounce reads; of reads of one file into pinned memory by as many threads, and of those with a CRC; of the copy engine"
     );
-    let rig = gpu.store(dir.path(), GdsWay::Bounce, |c| c.disk_io_threads = Some(8))?;
+    let rig = gpu.store(dir.path(), GdsWay::Bounce, |c| {
+        c.disk_io_threads = Some(8);
+        c.max_capacity_gb = room(total);
+    })?;
     let raw = Raw::new(gpu, dir.path(), total)?;
     let mut stream = gpu.gpus.copies(0)?;
     let mut next = 0;
