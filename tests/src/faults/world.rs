@@ -282,7 +282,7 @@ impl World {
     fn goes_on(&self) -> bool {
         let turns = self.turns.fetch_add(1, Ordering::Relaxed);
         // A path that is out is left alone while the others go on: most turns meet no fault then.
-        let each = if self.unit.one_path { 500 } else { 100 };
+        let each = if self.unit.one_path { 10_000 } else { 100 };
         let most = 20_000 + self.unit.goal * each;
         if turns == most {
             let (goal, now) = (self.unit.goal, self.effective());
