@@ -2,6 +2,8 @@
 //! each of them, whatever was lost, torn or reordered, and so it does when it was itself cut short.
 
 mod common;
+#[path = "common/events.rs"]
+mod events;
 
 use std::collections::BTreeSet;
 use std::ops::AddAssign;
@@ -9,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::{key, load, object, payload, settings, store_payload};
+use events::{Event, Events, Rng, What, resident};
 use kvstrata_core::{ErrorKind, Layout, Namespace};
 use kvstrata_disk::{Begin, Durability, FsckOptions, Settings, Store, Writer, fsck, names};
 use kvstrata_io::{CrashOptions, Disk, FileKind, Open, SimDisk};
@@ -31,37 +34,6 @@ fn namespace(n: usize) -> Namespace {
     Namespace { model, world_size: 1, chunk_tokens: 256, hash_schema: 1, layout }
 }
 
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum What {
-    /// This version was stored.
-    Stored(u64),
-    /// This version was written and given up when it was there already.
-    Unwanted(u64),
-    /// Removed, evicted, or found to be bad.
-    Gone,
-}
-
-/// What happened to a key, between two numbers of changes of the disk.
-#[derive(Clone, Copy, Debug)]
-struct Event {
-    n: u64,
-    begun: usize,
-    done: usize,
-    what: What,
-}
-
 /// A store that goes through a history, and what its callers know of it.
 struct History {
     name: String,
@@ -70,9 +42,7 @@ struct History {
     durability: Durability,
     capacity: Option<u64>,
     runs: u64,
-    events: Vec<Event>,
-    /// Everything before the first image is durable.
-    durable: usize,
+    events: Events,
     described: Vec<(usize, usize, usize)>,
     /// From when on which directory for unfinished files was asked for.
     tmps: Vec<(usize, usize)>,
@@ -84,7 +54,7 @@ fn with(h: &History, id: u64, tmp: usize) -> Settings {
     Settings { tmp, capacity: h.capacity, durability: h.durability, ..settings(Path::new(ROOT), id) }
 }
 
-fn resident(store: &Arc<Store<SimDisk>>) -> BTreeSet<[u8; 32]> {
+fn listed(store: &Arc<Store<SimDisk>>) -> BTreeSet<[u8; 32]> {
     let (mut all, mut from) = (BTreeSet::new(), None);
     loop {
         let page = store.list(from.as_deref(), 4).expect("a listing");
@@ -106,8 +76,7 @@ impl History {
             durability,
             capacity,
             runs: 0,
-            events: Vec::new(),
-            durable: 0,
+            events: Events::default(),
             described: Vec::new(),
             tmps: Vec::new(),
             rotten: Vec::new(),
@@ -135,10 +104,9 @@ impl History {
         (0..4000).for_each(|_| self.disk.write_all_at(&file, 0, &[1]).expect("a write"));
         self.disk.unlink(clock).expect("a removal");
         self.disk.checkpoint();
-        self.events.iter_mut().for_each(|e| (e.begun, e.done) = (0, 0));
+        self.events.rest();
         self.described.iter_mut().for_each(|d| (d.0, d.1) = (0, 0));
         self.tmps.iter_mut().for_each(|t| t.0 = 0);
-        self.durable = self.events.len();
     }
 
     /// Stores versions of keys at once; the last one is published first.
@@ -170,7 +138,7 @@ impl History {
                 }
             };
             let what = if stored.is_some() { What::Stored(v) } else { What::Unwanted(v) };
-            self.events.push(Event { n, begun, done: self.disk.recorded(), what });
+            self.events.add(Event { n, begun, done: self.disk.recorded(), what });
         }
     }
 
@@ -182,21 +150,16 @@ impl History {
         self.disk.set_len(&file, 4100).expect("a shorter file");
         assert_eq!(load(self.store(), n, len(n)).unwrap_err(), Miss::Truncated);
         self.rotten.push(n);
-        self.events.push(Event { n, begun, done: self.disk.recorded(), what: What::Gone });
+        self.events.add(Event { n, begun, done: self.disk.recorded(), what: What::Gone });
     }
 
     /// Does something, and notes which objects went without being asked to.
     fn watched(&mut self, what: impl FnOnce(&mut Self)) {
-        let (begun, before) = (self.disk.recorded(), resident(self.store()));
-        let at = self.events.len();
+        let (begun, before) = (self.disk.recorded(), resident(self.store(), KEYS));
+        let from = self.events.len();
         what(self);
-        let (done, after) = (self.disk.recorded(), resident(self.store()));
-        for n in 0..KEYS {
-            let (print, told) = (*key(n).fingerprint256(), self.events[at..].iter().any(|e| e.n == n));
-            if before.contains(&print) && !after.contains(&print) && !told {
-                self.events.push(Event { n, begun, done, what: What::Gone });
-            }
-        }
+        let (done, after) = (self.disk.recorded(), resident(self.store(), KEYS));
+        self.events.gone(before.difference(&after).copied(), from, begun, done);
     }
 
     fn step(&mut self, rng: &mut Rng) {
@@ -210,7 +173,7 @@ impl History {
                 let removed = self.store().hold(&key(n)).expect("a free key").remove(&key(n));
                 if removed.expect("a disk without faults") {
                     let done = self.disk.recorded();
-                    self.events.push(Event { n, begun, done, what: What::Gone });
+                    self.events.add(Event { n, begun, done, what: What::Gone });
                 }
             }
             14 => self.rot(n),
@@ -231,25 +194,9 @@ impl History {
         }
     }
 
-    /// The versions of a key that may be found if the power failed after so many changes, and whether one must be.
+    /// What replaces an object has its bytes on the device first, if it is to wait for them.
     fn allowed(&self, n: u64, after: usize) -> (BTreeSet<u64>, bool) {
-        let events: Vec<_> = self.events.iter().enumerate().filter(|(_, e)| e.n == n).collect();
-        let durable = |at: usize| self.durability == Durability::Full || at < self.durable;
-        let sure =
-            |(at, e): &(usize, &Event)| e.done <= after && matches!(e.what, What::Stored(_)) && durable(*at);
-        let from = events.iter().rposition(sure);
-        let later = &events[from.map_or(0, |at| at + 1)..];
-        let later: Vec<_> = later.iter().filter(|(_, e)| e.begun < after || e.done <= after).collect();
-        let versions = from.map(|at| events[at]).into_iter().chain(later.iter().map(|e| **e));
-        let versions = versions.filter_map(|(_, e)| match e.what {
-            What::Stored(v) | What::Unwanted(v) => Some(v),
-            What::Gone => None,
-        });
-        // What replaces an object has its bytes on the device first, if it is to wait for them.
-        let kept = later
-            .iter()
-            .all(|(_, e)| matches!(e.what, What::Stored(_)) && self.durability != Durability::None);
-        (versions.collect(), from.is_some() && kept)
+        self.events.allowed(n, after, self.durability, self.durability != Durability::None)
     }
 }
 
@@ -369,7 +316,7 @@ fn verify(
 
     let survey = Survey::of(disk, tmp);
     assert!(survey.strangers.is_empty(), "{}: {:?} are left", at(), survey.strangers);
-    assert_eq!(resident(&store), survey.objects, "{}: the index is not the directory", at());
+    assert_eq!(listed(&store), survey.objects, "{}: the index is not the directory", at());
     let counted = usage.used + store.overhead_bytes();
     assert!(survey.least <= counted, "{}: {} bytes are taken, {counted} counted", at(), survey.least);
     // A snapshot vouches for lengths, and a file's bytes need not have come as far.

@@ -3,12 +3,15 @@
 //! there.
 
 mod common;
+#[path = "common/events.rs"]
+mod events;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{key, load, object, payload, put, settings, store_payload};
+use common::{key, load, object, payload, put_if, settings, store_payload};
+use events::{Event, Events, Rng, What, resident};
 use kvstrata_core::ErrorKind;
 use kvstrata_disk::{Durability, FileState, FsckOptions, Settings, Store, StoreLayout, Writer, fsck};
 use kvstrata_io::{CrashOptions, Disk, FileKind, SimDisk};
@@ -28,48 +31,17 @@ fn len(n: u64) -> usize {
     [300, 4096, 9000, 16_000][n as usize % 4]
 }
 
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum What {
-    Stored(u64),
-    Gone,
-}
-
-/// What happened to a key, between two numbers of changes of the disk.
-#[derive(Clone, Copy, Debug)]
-struct Event {
-    n: u64,
-    begun: usize,
-    done: usize,
-    what: What,
-}
-
 struct History {
     disk: SimDisk,
     store: Option<Arc<Store<SimDisk>>>,
     durability: Durability,
     runs: u64,
-    events: Vec<Event>,
-    durable: usize,
+    events: Events,
 }
 
 fn with(durability: Durability, id: u64) -> Settings {
     let layout = Some(StoreLayout::Slab);
     Settings { layout, capacity: Some(CAPACITY), durability, ..settings(Path::new(ROOT), id) }
-}
-
-fn resident(store: &Arc<Store<SimDisk>>) -> BTreeSet<u64> {
-    let keys: Vec<_> = (0..KEYS).map(key).collect();
-    let found = store.probe(&keys).expect("in service");
-    (0..KEYS).zip(found).filter_map(|(n, found)| found.map(|_| n)).collect()
 }
 
 fn du(disk: &SimDisk, dir: &Path) -> u64 {
@@ -86,14 +58,8 @@ fn du(disk: &SimDisk, dir: &Path) -> u64 {
 
 impl History {
     fn new(durability: Durability) -> Self {
-        let mut new = Self {
-            disk: SimDisk::default(),
-            store: None,
-            durability,
-            runs: 0,
-            events: Vec::new(),
-            durable: 0,
-        };
+        let mut new =
+            Self { disk: SimDisk::default(), store: None, durability, runs: 0, events: Events::default() };
         new.open();
         new
     }
@@ -111,40 +77,38 @@ impl History {
     /// Everything so far is durable.
     fn rest(&mut self) {
         self.disk.checkpoint();
-        self.events.iter_mut().for_each(|e| (e.begun, e.done) = (0, 0));
-        self.durable = self.events.len();
+        self.events.rest();
     }
 
-    fn put(&mut self, n: u64, v: u64) {
+    fn put(&mut self, n: u64, v: u64, wanted: bool) {
         let (begun, bytes) = (self.disk.recorded(), payload(n, v, len(n)));
         let mut new = object(n, &bytes);
         new.digest = new.digest.filter(|_| vouched(n));
-        match put(self.store(), new, &bytes) {
+        let what = match put_if(self.store(), new, &bytes, wanted) {
             // Without a digest, equal lengths are all that a store compares.
-            Ok(Stored::Present) if !vouched(n) => {}
-            Ok(_) => self.events.push(Event { n, begun, done: self.disk.recorded(), what: What::Stored(v) }),
-            Err(e) => assert_eq!(e.kind(), ErrorKind::NoSpace),
-        }
+            Ok(Some(Stored::Present)) if !vouched(n) => return,
+            Ok(Some(_)) => What::Stored(v),
+            Ok(None) => What::Unwanted(v),
+            Err(e) => return assert_eq!(e.kind(), ErrorKind::NoSpace),
+        };
+        self.events.add(Event { n, begun, done: self.disk.recorded(), what });
     }
 
     /// Does something, and notes what went because of it.
     fn watched(&mut self, what: impl FnOnce(&mut Self)) {
-        let (begun, before) = (self.disk.recorded(), resident(self.store()));
-        let at = self.events.len();
+        let (begun, before) = (self.disk.recorded(), resident(self.store(), KEYS));
+        let from = self.events.len();
         what(self);
-        let (done, after) = (self.disk.recorded(), resident(self.store()));
-        for n in before.difference(&after) {
-            if !self.events[at..].iter().any(|e| e.n == *n) {
-                self.events.push(Event { n: *n, begun, done, what: What::Gone });
-            }
-        }
+        let (done, after) = (self.disk.recorded(), resident(self.store(), KEYS));
+        self.events.gone(before.difference(&after).copied(), from, begun, done);
         assert!(du(&self.disk, Path::new(ROOT)) <= CAPACITY);
     }
 
     fn step(&mut self, rng: &mut Rng) {
         let (n, v) = (rng.below(KEYS), rng.below(3));
         match rng.below(16) {
-            0..10 => self.put(n, v),
+            0..9 => self.put(n, v, true),
+            9 => self.put(n, v, false),
             10..13 => {
                 let hold = self.store().hold(&key(n)).expect("a free key");
                 hold.remove(&key(n)).expect("a removal");
@@ -160,22 +124,10 @@ impl History {
         }
     }
 
-    /// The versions of a key that may be found if the power failed after so many changes, and whether one must be.
     fn allowed(&self, n: u64, after: usize) -> (BTreeSet<u64>, bool) {
-        let events: Vec<_> = self.events.iter().enumerate().filter(|(_, e)| e.n == n).collect();
-        let durable = |at: usize| self.durability == Durability::Full || at < self.durable;
-        let sure =
-            |(at, e): &(usize, &Event)| e.done <= after && matches!(e.what, What::Stored(_)) && durable(*at);
-        let from = events.iter().rposition(sure);
-        let later = &events[from.map_or(0, |at| at + 1)..];
-        let later: Vec<_> = later.iter().filter(|(_, e)| e.begun < after || e.done <= after).collect();
-        let versions = from.map(|at| events[at]).into_iter().chain(later.iter().map(|e| **e));
-        let versions = versions.filter_map(|(_, e)| match e.what {
-            What::Stored(v) => Some(v),
-            What::Gone => None,
-        });
-        let kept = later.iter().all(|(_, e)| matches!(e.what, What::Stored(_)));
-        (versions.collect(), from.is_some() && kept && self.durability == Durability::Full)
+        let full = self.durability == Durability::Full;
+        let (versions, required) = self.events.allowed(n, after, self.durability, full);
+        (versions, required && full)
     }
 }
 
@@ -237,7 +189,7 @@ fn histories(durability: Durability) -> Tally {
     for seed in 0..3 {
         let (mut h, rng) = (History::new(durability), &mut Rng(seed));
         if seed > 0 {
-            (0..KEYS).for_each(|n| h.watched(|h| h.put(n, 0)));
+            (0..KEYS).for_each(|n| h.watched(|h| h.put(n, 0, true)));
         }
         h.rest();
         (0..16).for_each(|_| h.watched(|h| h.step(rng)));

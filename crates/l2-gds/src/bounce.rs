@@ -90,7 +90,7 @@ impl Bounce {
         if let Some(event) = &order.after {
             lane.copies().after(&**event)?;
         }
-        Ok(Scatter { lane, pieces: Vec::new(), to, order })
+        Ok(Scatter { lane, pieces: VecDeque::new(), to, order })
     }
 }
 
@@ -131,21 +131,41 @@ impl Gather<'_> {
 #[derive(Debug)]
 pub(crate) struct Scatter<'a> {
     lane: Lane<'a>,
-    pieces: Vec<WriteBuf>,
+    /// In the order of their copies, each with a mark behind its own once that is queued.
+    pieces: VecDeque<(WriteBuf, Option<Mark>)>,
     to: &'a WriteBuf,
     order: Order,
 }
 
 impl Scatter<'_> {
-    /// Queues the copy of a piece to `at` in the chunk, as much of it as the chunk has there, and shows its bytes meanwhile.
-    pub(crate) fn put(&mut self, piece: WriteBuf, at: usize, see: impl FnMut(&[u8])) -> Result<()> {
+    /// Queues the copy of a piece to `at` in the chunk, as much of it as the chunk has there, and shows those bytes
+    /// meanwhile.
+    pub(crate) fn put(&mut self, piece: WriteBuf, at: usize, mut see: impl FnMut(&[u8])) -> Result<()> {
         let len = piece.len().min(self.to.len().saturating_sub(at));
         let (from, to) = (piece.as_ptr(), beyond(self.to.as_ptr(), at));
-        self.pieces.push(piece);
+        self.pieces.push_back((piece, None));
         // SAFETY: the piece is pinned memory that is not written any more and stays until the lane is drained; the chunk is
         // the GPU's and ours alone, `len` bytes from there are in it, and it outlives this value.
         unsafe { self.lane.copies().copy(Direction::ToDevice, to, from, len) }?;
-        self.pieces.last().map_or(Ok(()), |piece| piece.visit(see))
+        let behind = self.lane.copies().mark()?;
+        let Some((piece, mark)) = self.pieces.back_mut() else { return Ok(()) };
+        *mark = Some(behind);
+        let mut left = len;
+        piece.visit(|bytes| {
+            let seen = bytes.len().min(left);
+            see(&bytes[..seen]);
+            left -= seen;
+        })
+    }
+
+    /// The piece that was put first of those that are still here, when it has been copied. `None` if there is none.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub(crate) fn take_back(&mut self) -> Result<Option<WriteBuf>> {
+        let Some((_, Some(mark))) = self.pieces.front() else { return Ok(None) };
+        self.lane.copies().reached(*mark)?;
+        Ok(self.pieces.pop_front().map(|(piece, _)| piece))
     }
 
     /// Waits for all of it: the chunk is filled, and the pieces are free.

@@ -10,14 +10,15 @@ use kvstrata_disk::{
 };
 use kvstrata_io::{IoEngine, Job, OsDisk, OsOptions, ThreadPool};
 use kvstrata_l2::{
-    Adapter, Answer, Context, Get, GetSink, Idle, L2Desc, MemoryKinds, Miss, Pass, Put, PutSink, latch,
+    Adapter, Answer, Context, Get, GetSink, Idle, L2Desc, MemoryKinds, Miss, Pass, Put, PutDigest, PutSink,
+    latch,
 };
 use kvstrata_mem::{Allocate, Region, RegionWatch};
 
 use crate::bounce::Bounce;
 use crate::cufile::{Cufile, driver, library};
 use crate::device::Gpus;
-use crate::jobs::{Loading, Storing};
+use crate::jobs::{Loading, Route, Storing};
 use crate::measure::Bench;
 use crate::mounts::fs_of;
 use crate::order::{Order, Orders};
@@ -101,7 +102,7 @@ impl GdsStore {
             Wanted::Try if in_memory => Wanted::Off,
             wanted => wanted,
         };
-        let by = if in_memory { By::Caller } else { By::Engine };
+        let by = if in_memory || direct == Wanted::Off { By::Caller } else { By::Engine };
         let store = Store::open(
             cx.disk,
             Settings {
@@ -220,31 +221,27 @@ impl Mover for Inner {
         let (job, idle) = latch(Some(pass.clone()));
         let Put { items, deadline, affinity } = request;
         let (mut objects, mut rest) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
-        for (position, mut item) in items.into_iter().enumerate() {
+        for (position, item) in items.into_iter().enumerate() {
             let order = self.orders.take(&item.buf);
             let route = fits("store object", item.buf.len(), item.layout.bytes())
                 .and_then(|()| self.route(item.buf.region().kind(), &affinity));
             match route {
                 Ok(route) => {
-                    let (layout, len) = (item.layout.id(), item.layout.bytes());
-                    let digest = match item.digest() {
-                        Ok(digest) => digest,
-                        Err(e) => {
-                            done.answer(position, Err(e));
-                            continue;
-                        }
-                    };
+                    let (layout, len, digest) = (item.layout.id(), item.layout.bytes(), item.digest.known());
+                    // The bounce makes its own as the bytes pass.
+                    let due = item.digest == PutDigest::Due && !matches!(route, Route::Bounce(_));
                     objects.push(NewObject { key: item.key, layout, len, digest });
-                    rest.push((position, item.buf, route, order));
+                    rest.push((position, item.buf, due, route, order));
                 }
                 Err(e) => drop(done.answer(position, Err(e))),
             }
         }
         let begun = self.store.begin(&objects);
         // Head first, so that what a deadline or a limit cuts off is the tail.
-        for ((object, begin), (position, buf, route, order)) in objects.into_iter().zip(begun).zip(rest) {
+        for ((object, begin), (position, buf, due, route, order)) in objects.into_iter().zip(begun).zip(rest)
+        {
             let (inner, done, job) = (Arc::clone(self), done.clone(), job.clone());
-            Storing { inner, buf, object, route, order, position, until: deadline, done, job }.go(begin);
+            Storing { inner, buf, object, due, route, order, position, until: deadline, done, job }.go(begin);
         }
         idle
     }

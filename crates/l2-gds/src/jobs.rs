@@ -6,13 +6,14 @@ use std::sync::Arc;
 use kvstrata_core::{Affinity, Digest, Error, ErrorKind, Instant, Result};
 use kvstrata_disk::{Begin, Claim, Created, LoadFault, NewObject, Opened, Pin, Placed};
 use kvstrata_io::{Disk, IoEngine, OsDisk};
-use kvstrata_l2::{Answer, GetSink, Job, Loaded, PutSink, Stored, closed};
+use kvstrata_l2::{Answer, GetSink, Job, Loaded, PayloadCrc, PutSink, Stored, closed, digest_of};
 use kvstrata_mem::{ReadBuf, RegionKind, WriteBuf};
 
 use crate::cufile::{failed, within};
 use crate::gds::Inner;
 use crate::order::Order;
-use crate::transfer::{Span, Writes, read, write};
+use crate::stage::IN_TURN;
+use crate::transfer::{By, Span, Writes, read, write};
 use crate::way::Way;
 
 /// How the bytes of one buffer go.
@@ -51,6 +52,8 @@ pub(crate) struct Storing {
     pub(crate) inner: Arc<Inner>,
     pub(crate) buf: ReadBuf,
     pub(crate) object: NewObject,
+    /// Whether the digest is still to be made, of bytes that no bounce shows.
+    pub(crate) due: bool,
     pub(crate) route: Route,
     pub(crate) order: Order,
     pub(crate) position: usize,
@@ -68,8 +71,16 @@ impl Storing {
     }
 
     /// Goes on from how the store began.
-    pub(crate) fn go(self, begin: Begin<OsDisk>) {
+    pub(crate) fn go(mut self, begin: Begin<OsDisk>) {
         match begin {
+            // What is there has no digest either, which is not the same as one that is still to be made.
+            Begin::Present if self.due => match self.make_digest() {
+                Ok(_) => {
+                    let begin = self.inner.store.begin(std::slice::from_ref(&self.object)).remove(0);
+                    self.go(begin);
+                }
+                Err(e) => self.answer(Err(e)),
+            },
             Begin::Present => self.answer(Ok(Stored::Present)),
             Begin::Refused(e) => self.answer(Err(e)),
             Begin::Claimed(claim) => self.spawn(claim),
@@ -78,14 +89,28 @@ impl Storing {
                 let store = Arc::clone(&self.inner.store);
                 let key = self.object.key.clone();
                 store.hold_then(&key, move |hold| {
-                    if self.done.is_open(self.position) {
-                        let begin = hold.begin(&self.object);
-                        debug_assert!(!matches!(begin, Begin::Busy), "the key is held");
-                        self.go(begin);
+                    if !self.done.is_open(self.position) {
+                        return;
                     }
+                    if let Err(e) = self.make_digest() {
+                        drop(hold);
+                        return self.answer(Err(e));
+                    }
+                    let begin = hold.begin(&self.object);
+                    debug_assert!(!matches!(begin, Begin::Busy), "the key is held");
+                    self.go(begin);
                 });
             }
         }
+    }
+
+    /// The digest, if it was still to be made.
+    fn make_digest(&mut self) -> Result<Option<Digest>> {
+        if !std::mem::take(&mut self.due) {
+            return Ok(None);
+        }
+        self.object.digest = Some(digest_of(&self.object.key, self.object.layout, &self.buf)?);
+        Ok(self.object.digest)
     }
 
     fn spawn(self, claim: Claim<OsDisk>) {
@@ -102,11 +127,22 @@ impl Storing {
         }
     }
 
-    fn run(self, mut claim: Claim<OsDisk>) {
+    fn run(mut self, mut claim: Claim<OsDisk>) {
         if !self.done.is_open(self.position) {
             return;
         }
-        let Self { inner, buf, object, route, order, position, until, done, job } = self;
+        match self.make_digest() {
+            Ok(Some(digest)) if claim.set_digest(digest) => {
+                drop(claim);
+                return self.answer(Ok(Stored::Present));
+            }
+            Ok(_) => {}
+            Err(e) => {
+                let e = claim.give_up(e);
+                return self.answer(Err(e));
+            }
+        }
+        let Self { inner, buf, object, route, order, position, until, done, job, .. } = self;
         let moved = match route {
             Route::Host => move_out(&inner, &mut claim, &[buf]),
             Route::Bounce(ordinal) => {
@@ -290,8 +326,8 @@ impl Loading {
         let (loaded, buf) = match route {
             Route::Host => host_in(&inner, &mut pin, buf),
             Route::Bounce(ordinal) => {
-                let loaded = bounce_in(&inner, &mut pin, &buf, ordinal, order, until);
-                (loaded, Some(buf))
+                let bounce = if inner.by == By::Caller { copied_in } else { bounce_in };
+                (bounce(&inner, &mut pin, &buf, ordinal, &order, until), Some(buf))
             }
             Route::Cufile(ordinal) => (cufile_in(&inner, &mut pin, &buf, ordinal, &order), Some(buf)),
         };
@@ -343,12 +379,25 @@ fn host_in(inner: &Inner, pin: &mut Pin<OsDisk>, buf: WriteBuf) -> (Moved, Optio
             let lost = io::Error::other("the disk did not give the buffer back");
             return (Err(pin.failed(lost)), None);
         };
-        let mut back = None;
-        match read(inner.store.disk(), inner.by, &span(pin, &opened), vec![to], |piece, _| back = Some(piece))
-        {
+        let span = span(pin, &opened);
+        let (read, back) = match inner.by {
+            By::Caller => {
+                let mut to = to;
+                let read = inner.store.disk().read_buf_at(&span.file, span.offset, &mut to, span.bytes);
+                (read, Some(to))
+            }
+            By::Engine => {
+                let mut back = None;
+                match read(inner.store.disk(), &span, vec![to], |piece, _| back = Some(piece)) {
+                    Ok(got) => (Ok(got), back),
+                    Err((e, mut pieces)) => (Err(e), pieces.pop()),
+                }
+            }
+        };
+        match read {
             Ok(got) => return (Ok((got as u64, None)), back),
-            Err((e, mut pieces)) => {
-                buf = pieces.pop();
+            Err(e) => {
+                buf = back;
                 if !pin.retry(&opened, &e) {
                     return (Err(pin.failed(e)), buf);
                 }
@@ -357,12 +406,13 @@ fn host_in(inner: &Inner, pin: &mut Pin<OsDisk>, buf: WriteBuf) -> (Moved, Optio
     }
 }
 
+/// To a GPU, all pieces of the chunk at once through the engine.
 fn bounce_in(
     inner: &Inner,
     pin: &mut Pin<OsDisk>,
     buf: &WriteBuf,
     ordinal: u32,
-    order: Order,
+    order: &Order,
     until: Instant,
 ) -> Moved {
     let bounce = inner.bounce().map_err(LoadFault::Failed)?;
@@ -370,8 +420,8 @@ fn bounce_in(
         let opened = pin.open()?;
         let pieces = bounce.room(buf.len(), until).map_err(LoadFault::Failed)?;
         let mut scatter = bounce.scatter(buf, ordinal, order.clone()).map_err(LoadFault::Failed)?;
-        let (mut crc, mut failed) = (kvstrata_l2::PayloadCrc::new(), None);
-        let got = read(inner.store.disk(), inner.by, &span(pin, &opened), pieces, |piece, at| {
+        let (mut crc, mut failed) = (PayloadCrc::new(), None);
+        let got = read(inner.store.disk(), &span(pin, &opened), pieces, |piece, at| {
             if let Err(e) = scatter.put(piece, at, |bytes| crc.update(bytes)) {
                 failed.get_or_insert(e);
             }
@@ -387,6 +437,46 @@ fn bounce_in(
             Err((e, _)) if pin.retry(&opened, &e) => {}
             Err((e, _)) => return Err(pin.failed(e)),
         }
+    }
+}
+
+/// To a GPU, through a few pieces in turn, each read and copied on by this thread.
+fn copied_in(
+    inner: &Inner,
+    pin: &mut Pin<OsDisk>,
+    buf: &WriteBuf,
+    ordinal: u32,
+    order: &Order,
+    until: Instant,
+) -> Moved {
+    let bounce = inner.bounce().map_err(LoadFault::Failed)?;
+    'whole: loop {
+        let opened = pin.open()?;
+        let span = span(pin, &opened);
+        let mut room = bounce.room(buf.len().min(IN_TURN), until).map_err(LoadFault::Failed)?.into_iter();
+        let mut scatter = bounce.scatter(buf, ordinal, order.clone()).map_err(LoadFault::Failed)?;
+        let (mut crc, mut at) = (PayloadCrc::new(), 0);
+        while at < span.bytes {
+            let piece = match room.next() {
+                Some(piece) => Some(piece),
+                None => scatter.take_back().map_err(LoadFault::Failed)?,
+            };
+            let mut piece = piece.expect("each is in one place or the other");
+            let len = span.part(at, piece.len());
+            let got =
+                match inner.store.disk().read_buf_at(&span.file, span.offset + at as u64, &mut piece, len) {
+                    Ok(got) => got,
+                    Err(e) if pin.retry(&opened, &e) => continue 'whole,
+                    Err(e) => return Err(pin.failed(e)),
+                };
+            scatter.put(piece, at, |bytes| crc.update(bytes)).map_err(LoadFault::Failed)?;
+            at += got;
+            if got < len {
+                break;
+            }
+        }
+        scatter.finish().map_err(LoadFault::Failed)?;
+        return Ok((at as u64, Some(crc.finish())));
     }
 }
 

@@ -60,7 +60,7 @@ impl Bench<'_> {
                         let pieces = self.bounce.room(CHUNK, until)?;
                         let mut scatter = self.bounce.scatter(&to, self.ordinal, Order::default())?;
                         let mut put = Ok(());
-                        let got = read(self.disk, By::Engine, span, pieces, |piece, at| {
+                        let got = read(self.disk, span, pieces, |piece, at| {
                             let done = scatter.put(piece, at, |_| ());
                             put = std::mem::replace(&mut put, Ok(())).and(done);
                         });

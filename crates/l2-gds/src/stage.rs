@@ -13,6 +13,9 @@ use parking_lot::{Condvar, Mutex};
 const PIECE: (usize, usize) = (256 << 10, 1 << 20);
 /// Into how many pieces a chunk is cut at least, if they do not get too small.
 const PIECES: usize = 4;
+/// What a chunk that is read by its own thread goes through in turn: it overlaps one piece's copy with the next one's read,
+/// and stays in a processor's cache.
+pub(crate) const IN_TURN: usize = 2 << 20;
 /// How long a wait for memory lasts before it looks again: a release may come between a look and the wait.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 

@@ -21,8 +21,9 @@ impl CompletionSink<OsFile> for ToChannel {
 pub(crate) enum By {
     /// The disk's engine, many pieces at once.
     Engine,
-    /// The thread that asks, piece by piece: for files in memory, where moving is copying, and what was copied just now is
-    /// still in that processor's cache when its CRC is taken.
+    /// The thread that asks, piece by piece: through the page cache, and for files in memory, where moving is copying. Many
+    /// threads copy more than a ring's one, and what was copied just now is still in that processor's cache when its CRC is
+    /// taken.
     Caller,
 }
 
@@ -43,6 +44,13 @@ impl Span {
             at += len;
             (at - len, len)
         })
+    }
+
+    /// How much of it goes into a piece of this length at `at`: the last one is as long as what is left, which may be more than
+    /// its length.
+    pub(crate) fn part(&self, at: usize, piece: usize) -> usize {
+        let left = self.bytes - at;
+        if piece.next_multiple_of(UNIT) >= left { left } else { piece }
     }
 
     fn op(&self, tag: usize, at: usize, len: usize, buf: IoBuf) -> IoOp<OsFile> {
@@ -67,12 +75,9 @@ impl<'a> Writes<'a> {
         Self { disk, by, span, sink: Some(Arc::new(ToChannel(to))), completions, failed: None }
     }
 
-    /// Begins to write a piece `at` its place in the object. The last one is as long as what is left, which may be more than
-    /// its length.
+    /// Begins to write a piece `at` its place in the object.
     pub(crate) fn begin(&mut self, piece: &ReadBuf, at: usize) {
-        let left = self.span.bytes - at;
-        let len = if piece.len().next_multiple_of(UNIT) >= left { left } else { piece.len() };
-        self.start(piece.clone(), self.span.offset + at as u64, len);
+        self.start(piece.clone(), self.span.offset + at as u64, self.span.part(at, piece.len()));
     }
 
     /// Begins to write a block of what describes the object to `offset` in the file.
@@ -137,28 +142,11 @@ pub(crate) fn write(disk: &OsDisk, by: By, span: &Span, pieces: &[ReadBuf]) -> i
 /// a row; when it does, the device is done with all of them. A failure brings back the pieces that were not handed on.
 pub(crate) fn read(
     disk: &OsDisk,
-    by: By,
     span: &Span,
     pieces: Vec<WriteBuf>,
     mut done: impl FnMut(WriteBuf, usize),
 ) -> Result<usize, (io::Error, Vec<WriteBuf>)> {
     let places: Vec<_> = span.cut(pieces.iter().map(WriteBuf::len)).collect();
-    if by == By::Caller {
-        let (mut got, mut places, mut left) = (0, places.into_iter(), pieces.into_iter());
-        while let (Some((at, len)), Some(mut piece)) = (places.next(), left.next()) {
-            match disk.read_buf_at(&span.file, span.offset + at as u64, &mut piece, len) {
-                Ok(n) => {
-                    got += n;
-                    done(piece, at);
-                    if n < len {
-                        break;
-                    }
-                }
-                Err(e) => return Err((e, std::iter::once(piece).chain(left).collect())),
-            }
-        }
-        return Ok(got);
-    }
     let ops = pieces.into_iter().zip(&places).enumerate();
     let ops = ops.map(|(i, (piece, (at, len)))| span.op(i, *at, *len, IoBuf::Read(piece))).collect();
     let (to, completions) = channel();

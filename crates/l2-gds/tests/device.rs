@@ -8,16 +8,18 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
 use std::time::Duration;
 
 use common::device::Device;
 use kvstrata_core::{Affinity, Error, ErrorKind, KeyScope, KvRank, Layout, ObjectKey, Result};
+use kvstrata_io::IoEngine;
 use kvstrata_l2::{
     Answer, Checked, Context, Get, GetItem, GetSink, L2Store, Miss, Probe, Put, PutDigest, PutItem, PutSink,
     Stored, Verify,
 };
 use kvstrata_l2_gds::{GdsConfig, GdsStore, GdsWay, Gpus, Order, Prober, Search, Way, os_disk};
-use kvstrata_mem::{Allocate, ReadBuf, WriteBuf};
+use kvstrata_mem::{Allocate, HeapRegion, ReadBuf, Slab, WriteBuf};
 use kvstrata_testkit::{payload, trace};
 use parking_lot::Mutex;
 use pretend::{Flag, Pretend};
@@ -50,6 +52,8 @@ struct Rig {
     device: Arc<Device>,
     gds: GdsStore,
     checked: Arc<dyn L2Store>,
+    /// Bytes of every chunk.
+    len: usize,
     cx: Context,
     dir: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
@@ -57,28 +61,38 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let (runtime, dir, pretend) = (runtime(), dir(), Pretend::new());
+        Self::of(dir(), LEN, 8)
+    }
+
+    fn of(dir: tempfile::TempDir, len: usize, buffer_mib: u64) -> Self {
+        let (runtime, pretend) = (runtime(), Pretend::new());
         let cx = Context::tokio(runtime.handle().clone());
-        let config = GdsConfig { gds_way: GdsWay::Bounce, gds_buffer_size: 8, ..common::config(dir.path()) };
+        let config =
+            GdsConfig { gds_way: GdsWay::Bounce, gds_buffer_size: buffer_mib, ..common::config(dir.path()) };
         let gpus = Arc::clone(&pretend) as Arc<dyn Gpus>;
-        let device = Device::new(Arc::clone(&gpus), 16 << 20, 4 << 20).unwrap();
+        let device = Device::new(Arc::clone(&gpus), 32 << 20, len).unwrap();
         let gds = open(&config, cx.clone(), Ok(gpus)).unwrap();
         let checked = Checked::new(gds.adapter(), Verify::On, cx.clone()).adapter.store;
-        Self { pretend, device, gds, checked, cx, dir, runtime }
+        Self { pretend, device, gds, checked, len, cx, dir, runtime }
     }
 
     fn chunk(&self, n: u64) -> WriteBuf {
         let key = key(n);
         self.device
-            .filled(LEN, |to| {
-                to.copy_from_slice(&payload_of(&key));
+            .filled(self.len, |to| {
+                to.copy_from_slice(&payload_of(&key, self.len));
                 Ok(())
             })
             .unwrap()
     }
 
     fn item(&self, n: u64, buf: ReadBuf) -> PutItem {
-        PutItem { key: key(n), layout: Layout::opaque(LEN as u64).unwrap(), digest: PutDigest::None, buf }
+        PutItem {
+            key: key(n),
+            layout: Layout::opaque(self.len as u64).unwrap(),
+            digest: PutDigest::None,
+            buf,
+        }
     }
 
     fn put(&self, n: u64, buf: ReadBuf) -> Result<Stored> {
@@ -92,7 +106,7 @@ impl Rig {
     }
 
     fn get_into(&self, n: u64, buf: WriteBuf) -> Answer {
-        let items = vec![GetItem { key: key(n), layout: Layout::opaque(LEN as u64).unwrap(), buf }];
+        let items = vec![GetItem { key: key(n), layout: Layout::opaque(self.len as u64).unwrap(), buf }];
         let deadline = self.cx.timer.now() + Duration::from_secs(30);
         let answers = Arc::new(Mutex::new(Vec::new()));
         let to = Arc::clone(&answers);
@@ -106,7 +120,7 @@ impl Rig {
     fn get(&self, n: u64) -> Answer {
         let buf = self
             .device
-            .filled(LEN, |to| {
+            .filled(self.len, |to| {
                 to.fill(0x5a);
                 Ok(())
             })
@@ -121,8 +135,8 @@ impl Rig {
     }
 }
 
-fn payload_of(key: &ObjectKey) -> Vec<u8> {
-    let mut bytes = vec![0; LEN];
+fn payload_of(key: &ObjectKey, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
     payload::fill(key, &mut bytes);
     bytes
 }
@@ -143,7 +157,7 @@ fn bounced_chunks_are_verified_and_stored_once() {
         Answer::Loaded(loaded) => {
             assert!(loaded.verified, "the bytes passed through the host, which took their CRC");
             assert!(loaded.found.digest.is_some());
-            assert_eq!(rig.device.bytes(&loaded.buf).unwrap(), payload_of(&key(1)));
+            assert_eq!(rig.device.bytes(&loaded.buf).unwrap(), payload_of(&key(1), LEN));
         }
         other => panic!("{other:?}"),
     }
@@ -161,7 +175,7 @@ fn bounced_chunks_are_verified_and_stored_once() {
 fn a_flipped_bit_on_the_way_to_a_gpu_is_a_miss() {
     let rig = Rig::new();
     rig.put(1, rig.chunk(1).seal(LEN)).unwrap();
-    let start = payload_of(&key(1))[..64].to_vec();
+    let start = payload_of(&key(1), LEN)[..64].to_vec();
     let mut flipped = 0;
     for file in files(rig.dir.path()) {
         let bytes = std::fs::read(&file).unwrap();
@@ -211,7 +225,7 @@ fn copies_wait_for_the_engine_and_tell_it_when_they_are_done() {
     std::thread::sleep(Duration::from_millis(50));
     assert!(answers.lock().is_empty(), "the bytes are not there");
     // SAFETY: the copies wait for the flag, and nobody else looks.
-    unsafe { buf.as_ptr().as_ptr().copy_from_nonoverlapping(payload_of(&key(1)).as_ptr(), LEN) };
+    unsafe { buf.as_ptr().as_ptr().copy_from_nonoverlapping(payload_of(&key(1), LEN).as_ptr(), LEN) };
     written.reach();
     rig.runtime.block_on(put).unwrap();
     assert_eq!(answers.lock().pop().unwrap().unwrap(), Stored::Written);
@@ -246,7 +260,7 @@ fn copies_wait_for_the_engine_and_tell_it_when_they_are_done() {
     at.as_ptr().expose_provenance();
     match rig.get_into(1, to) {
         Answer::Loaded(loaded) => {
-            assert_eq!(rig.device.bytes(&loaded.buf).unwrap(), payload_of(&key(1)));
+            assert_eq!(rig.device.bytes(&loaded.buf).unwrap(), payload_of(&key(1), LEN));
         }
         other => panic!("{other:?}"),
     }
@@ -288,7 +302,7 @@ impl Rig {
     /// As [`Self::chunk`], without the pretended GPU's copies.
     fn chunk_by_hand(&self, n: u64) -> ReadBuf {
         let buf = self.device.pool.reserve(LEN, 4096).unwrap();
-        let bytes = payload_of(&key(n));
+        let bytes = payload_of(&key(n), LEN);
         // SAFETY: a pretended GPU's memory is the host's, and this is ours alone.
         unsafe { buf.as_ptr().as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), LEN) };
         buf.seal(LEN)
@@ -318,6 +332,81 @@ impl ReserveSealed for kvstrata_mem::Pool {
     fn reserve_sealed(&self, len: usize) -> ReadBuf {
         self.reserve(len, 4096).unwrap().seal(len)
     }
+}
+
+#[test]
+fn a_chunk_of_a_file_in_memory_goes_through_a_few_pieces_again_and_again() {
+    let len = (9 << 20) + 123;
+    let rig = Rig::of(tempfile::tempdir_in("/dev/shm").unwrap(), len, 16);
+    let host = Slab::new(vec![HeapRegion::new(10 << 20).unwrap()]).unwrap().pool("host", 10 << 20);
+    let mut buf = host.reserve(len, 4096).unwrap();
+    buf.write_at(0, &payload_of(&key(1), len)).unwrap();
+    assert_eq!(rig.put(1, buf.seal(len)).unwrap(), Stored::Written);
+    // One that fails in the middle leaves nothing.
+    rig.pretend.fail_in.store(6, Relaxed);
+    let to = rig.device.pool.reserve(len, 4096).unwrap();
+    let failed = rig.get_into(1, to);
+    assert!(matches!(&failed, Answer::Failed(e, Some(_)) if e.kind() == ErrorKind::Io), "{failed:?}");
+    drop(failed);
+    rig.pretend.fail_in.store(u64::MAX, Relaxed);
+    assert_eq!(rig.device.pool.usage().buffers, 0);
+    // A copy that is not done when its piece is filled again would bring a later piece's bytes.
+    assert_eq!(rig.put(2, rig.chunk(2).seal(len)).unwrap(), Stored::Written);
+    for n in [1, 2] {
+        let Answer::Loaded(loaded) = rig.get(n) else { panic!("it was stored") };
+        assert!(loaded.verified);
+        assert!(rig.device.bytes(&loaded.buf).unwrap() == payload_of(&key(n), len));
+    }
+}
+
+#[test]
+fn the_digest_of_host_memory_is_made_when_the_objects_turn_comes() {
+    let rig = Rig::new();
+    let host = Slab::new(vec![HeapRegion::new(1 << 20).unwrap()]).unwrap().pool("host", 1 << 20);
+    let mut buf = host.reserve(LEN, 4096).unwrap();
+    buf.as_mut_slice().unwrap().fill(0x11);
+    let (at, buf) = (buf.as_ptr(), buf.seal(LEN));
+    // All threads are taken until the bytes have changed, as an engine must not do: it shows when they are looked at.
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = Arc::new(std::sync::Mutex::new(wait));
+    let threads = common::config(rig.dir.path()).threads();
+    let busy = Arc::new(std::sync::Barrier::new(threads + 1));
+    for _ in 0..threads {
+        let (busy, wait) = (Arc::clone(&busy), Arc::clone(&wait));
+        let held = move || {
+            busy.wait();
+            let _ = wait.lock().unwrap().recv();
+        };
+        // One is for loads alone.
+        assert!(rig.gds.threads().spawn(true, Box::new(held)).is_ok());
+    }
+    busy.wait();
+    let deadline = rig.cx.timer.now() + Duration::from_secs(30);
+    let (answers, sink) = collect();
+    let request = Put { items: vec![rig.item(1, buf)], deadline, affinity: Affinity::default() };
+    rig.runtime.block_on(async {
+        let store = rig.checked.put(request, sink);
+        tokio::pin!(store);
+        // It has done all that it does on the caller's task when it waits.
+        assert!(std::future::poll_fn(|cx| Poll::Ready(store.as_mut().poll(cx).is_pending())).await);
+        // SAFETY: the buffer is held by the request, and whoever would look at it has not begun.
+        unsafe { at.as_ptr().copy_from_nonoverlapping(payload_of(&key(1), LEN).as_ptr(), LEN) };
+        drop(go);
+        store.await;
+    });
+    assert_eq!(answers.lock().pop().unwrap().unwrap(), Stored::Written);
+    let answer = rig.get_into(1, host.reserve(LEN, 4096).unwrap());
+    let Answer::Loaded(loaded) = answer else { panic!("its digest is of other bytes: {answer:?}") };
+    assert!(loaded.verified);
+    let mut got = vec![0; LEN];
+    loaded.buf.read_at(0, &mut got).unwrap();
+    assert!(got == payload_of(&key(1), LEN));
+    // The same once more: the digest that is made then says that it is there.
+    drop(loaded);
+    let mut again = host.reserve(LEN, 4096).unwrap();
+    again.write_at(0, &payload_of(&key(1), LEN)).unwrap();
+    assert_eq!(rig.put(1, again.seal(LEN)).unwrap(), Stored::Present);
+    assert_eq!(host.usage().buffers, 0);
 }
 
 // --- how it opens ---------------------------------------------------------------------------------------------------

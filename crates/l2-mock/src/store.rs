@@ -246,6 +246,7 @@ impl Device {
             return;
         }
         if !fails && self.objects.is_stored(&key, layout.id(), digest) {
+            drop(buf);
             done.answer(position, Ok(kvstrata_l2::Stored::Present));
             return;
         }

@@ -19,6 +19,15 @@ struct Going {
     tried: Vec<usize>,
 }
 
+impl Going {
+    /// Nothing more becomes of it: its buffer is let go before anybody hears of that.
+    fn end(self, batch: &Batch, answer: Result<Stored>) {
+        let Self { position, item, .. } = self;
+        drop(item);
+        batch.done.answer(position, answer);
+    }
+}
+
 /// What the parts of one request share.
 #[derive(Clone)]
 struct Batch {
@@ -57,9 +66,7 @@ impl Inner {
                     home.push(at);
                     going.push(Going { position, item, tried: Vec::new() });
                 }
-                None => {
-                    batch.done.answer(position, Err(none_open(OP)));
-                }
+                None => Going { position, item, tried: Vec::new() }.end(&batch, Err(none_open(OP))),
             }
         }
         let keys: Vec<ObjectKey> = going.iter().map(|g| g.item.key.clone()).collect();
@@ -68,9 +75,7 @@ impl Inner {
         for ((mut going, home), held) in going.into_iter().zip(home).zip(held) {
             match self.settle(&batch, &mut going.item, home, held).await {
                 Ok(at) => parts[at].push(going),
-                Err(e) => {
-                    batch.done.answer(going.position, Err(e));
-                }
+                Err(e) => going.end(&batch, Err(e)),
             }
         }
         self.send(&batch, parts).await;
@@ -162,7 +167,7 @@ impl Inner {
                     if e.kind() == ErrorKind::NoSpace {
                         self.declined.fetch_add(1, Ordering::Relaxed);
                     }
-                    batch.done.answer(going.position, Err(e));
+                    going.end(batch, Err(e));
                 }
             }
         }
@@ -229,7 +234,7 @@ impl Receive<Result<Stored>> for Forward {
                 if !self.batch.away.is_empty() {
                     self.inner.stored(self.at, &self.batch, &going.item.key);
                 }
-                self.batch.done.answer(going.position, Ok(stored));
+                going.end(&self.batch, Ok(stored));
             }
             Err(e) => {
                 if e.kind() != ErrorKind::NoSpace && e.kind() != ErrorKind::Unavailable {
@@ -241,7 +246,7 @@ impl Receive<Result<Stored>> for Forward {
                 if goes_elsewhere(&e) {
                     self.refused.lock().push((going, e));
                 } else {
-                    self.batch.done.answer(going.position, Err(e));
+                    going.end(&self.batch, Err(e));
                 }
             }
         }

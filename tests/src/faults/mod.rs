@@ -27,6 +27,8 @@ pub use outcome::{Became, Outcome};
 const INJECTED: &str = "fault injection";
 /// The most faults of one world, so that threads share the work and no world's memory grows with the count.
 const PIECE: u64 = 25_000;
+/// That of a world of one path that hangs, where each takes as long as a hang.
+const HANGS: u64 = 20;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -97,8 +99,6 @@ fn plan(options: &Options) -> Vec<Unit> {
     let mut add = |medium, class: Option<Fault>, share: f64| {
         let mut left = ((options.count as f64 * share).ceil() as u64).max(1);
         while left > 0 {
-            let goal = left.min(PIECE);
-            left -= goal;
             let n = units.len() as u64;
             let seed = kvstrata_testkit::rng::mix(options.seed ^ n << 32) | 1;
             // Alone, a class is seen best where L1 answers nothing; together both are tried.
@@ -107,6 +107,10 @@ fn plan(options: &Options) -> Vec<Unit> {
             let layout = options.layout.unwrap_or(layout);
             let paths = options.paths.unwrap_or(if seed >> 2 & 1 == 0 { 1 } else { 3 });
             let one_path = medium == Medium::Files && paths > 1 && seed >> 3 & 1 == 0;
+            // A path that hangs is asked for one key at a time until it does not.
+            let hangs = one_path && class == Some(Fault::Hang);
+            let goal = left.min(if hangs { HANGS } else { PIECE });
+            left -= goal;
             units.push(Unit { medium, class, goal, seed, buffer_only, layout, paths, one_path });
         }
     };

@@ -51,8 +51,18 @@ pub(crate) fn object(n: u64, bytes: &[u8]) -> NewObject {
 }
 
 pub(crate) fn put<D: Disk>(store: &Arc<Store<D>>, object: NewObject, bytes: &[u8]) -> Result<Stored> {
+    put_if(store, object, bytes, true).map(|stored| stored.expect("it is wanted"))
+}
+
+/// As [`put`], unless it is not wanted any more when it is written.
+pub(crate) fn put_if<D: Disk>(
+    store: &Arc<Store<D>>,
+    object: NewObject,
+    bytes: &[u8],
+    wanted: bool,
+) -> Result<Option<Stored>> {
     match store.begin(&[object]).pop().expect("one answer") {
-        Begin::Present => Ok(Stored::Present),
+        Begin::Present => Ok(Some(Stored::Present)),
         Begin::Refused(e) => Err(e),
         Begin::Busy => panic!("nobody else works on this key"),
         Begin::Claimed(mut claim) => {
@@ -64,7 +74,7 @@ pub(crate) fn put<D: Disk>(store: &Arc<Store<D>>, object: NewObject, bytes: &[u8
                 Err(e) => return Err(claim.give_up(e)),
             };
             match store.disk().write_all_at(&created.file, created.offset, bytes) {
-                Ok(()) => claim.publish(created),
+                Ok(()) => claim.publish_if(created, || wanted),
                 Err(e) => Err(claim.failed(e)),
             }
         }

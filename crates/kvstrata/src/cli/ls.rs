@@ -120,7 +120,8 @@ pub(crate) fn run(args: LsArgs) -> Result<bool> {
         report::write_json(path, &listing)?;
     }
     let more = if listing.more { ", and more" } else { "" };
-    eprintln!("{} objects of {}{more}", listing.objects, report::bytes(listing.bytes));
+    let s = if listing.objects == 1 { "" } else { "s" };
+    eprintln!("{} object{s} of {}{more}", listing.objects, report::bytes(listing.bytes));
     Ok(true)
 }
 

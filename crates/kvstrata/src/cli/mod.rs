@@ -19,6 +19,7 @@ mod stack;
 mod store_path;
 mod trace;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -67,7 +68,11 @@ pub(crate) fn main() -> ExitCode {
         Ok(filter) => filter,
         Err(e) => return failed(2, &anyhow::anyhow!("--log {}: {e}", cli.log)),
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let mut log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if !std::io::stderr().is_terminal() {
+        log = log.with_ansi(false);
+    }
+    log.init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => return failed(1, &e.into()),

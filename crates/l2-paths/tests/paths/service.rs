@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::{KIB, LEN, Rig, context, member, options};
-use kvstrata_core::{Affinity, Error, ErrorKind, Result};
+use kvstrata_core::{Affinity, Error, ErrorKind, Layout, Result};
 use kvstrata_disk::Writer;
 use kvstrata_io::{Fault, OpKind, Rule, SimDisk};
-use kvstrata_l2::{Adapter, Context, Stored};
+use kvstrata_l2::{Adapter, Context, Put, PutSink, Stored};
 use kvstrata_l2_fs::{FsConfig, FsContext, FsStore};
 use kvstrata_l2_mock::{Mock, MockConfig};
 use kvstrata_l2_paths::{Member, OpenPath, PathState, Paths, PathsOptions};
@@ -46,6 +46,32 @@ async fn n_paths_are_n_times_as_fast() {
         assert!(rate >= 0.95 * sum && rate <= 1.01 * sum, "{n} paths: {rate} of {sum} MiB/s");
         let fewest = rig.paths.views().iter().map(|view| view.usage.objects).min();
         assert!(fewest >= Some(8192 / n as u64 * 9 / 10), "{:?}", rig.paths.views());
+    }
+}
+
+/// Whoever hears of a key may count what is out. A path that refuses sends it on to the next.
+#[tokio::test(start_paused = true)]
+async fn a_buffer_is_free_before_its_key_is_answered() {
+    for failing in [0, 1, 3] {
+        let cx = context();
+        let mocks = mocks(3, 100.0, &cx);
+        let rig = Arc::new(Rig::new(Sharding::ByKey, over_mocks(&mocks), options(), cx));
+        for mock in &mocks[..failing] {
+            mock.adapter().store.shutdown(rig.cx.timer.now() + Duration::from_secs(1)).await.unwrap();
+        }
+        let (layout, seen) = (Layout::opaque(LEN as u64).unwrap(), Arc::new(Mutex::new(Vec::new())));
+        for id in 0..20 {
+            let item = rig.arena.item(&rig.key(id), &rig.key(id), &layout).unwrap();
+            let (to, of) = (Arc::clone(&seen), Arc::clone(&rig));
+            let answered = move |_: usize, a: Result<Stored>| to.lock().push((a.is_ok(), of.arena.in_use()));
+            let request = Put {
+                items: vec![item],
+                deadline: rig.cx.timer.now() + Duration::from_secs(1),
+                affinity: Affinity::default(),
+            };
+            rig.adapter.store.put(request, PutSink::new(1, Arc::new(answered))).await;
+        }
+        assert_eq!(*seen.lock(), vec![(failing < 3, 0); 20], "{failing} of 3 paths are closed");
     }
 }
 

@@ -273,7 +273,8 @@ fn look(disk: &OsDisk, path: &Path) -> anyhow::Result<String> {
     match Manifest::read(disk, path)? {
         Some(manifest) => {
             drop(store_path::lock(disk, path)?);
-            Ok(format!("a store of {} described models", manifest.namespaces.len()))
+            let n = manifest.namespaces.len();
+            Ok(format!("a store of {n} described model{}", if n == 1 { "" } else { "s" }))
         }
         // Foreign files do no harm, but another program's cache is not to be mixed with ours.
         None => match store_path::foreign(path)? {

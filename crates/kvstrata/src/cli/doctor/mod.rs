@@ -131,8 +131,6 @@ fn features(resolved: &Resolved, findings: &mut Findings) {
         let why = format!("digests are off ({}): wrong bytes go unnoticed", resolved.origin("digests"));
         findings.add("digests", State::Off, why, "set digests = true");
     }
-    findings.off("io_uring", "not used by this version: files are read and written by threads");
-    findings.off("GPU, cuFile", "not used by this version: chunks go through host memory");
     for warning in &resolved.warnings {
         let what = format!("setting {}", warning.name);
         findings.off(what, format!("{} ({})", warning.message, warning.origin));

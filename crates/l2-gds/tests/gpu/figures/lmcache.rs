@@ -14,14 +14,13 @@ use kvstrata_l2_gds::{Copies, Direction, GdsWay};
 use kvstrata_mem::{Allocate, MmapRegion, RegionOptions, Slab, UNIT, WriteBuf};
 use libtest_mimic::Failed;
 
-use super::{MIB, O_DIRECT, ROUNDS, Runs, adapter};
+use super::{MIB, O_DIRECT, ROUNDS, Runs, adapter, room};
 use crate::rig::{Gpu, library};
 
-const TOTAL: usize = 512 * MIB;
 const THREADS: usize = 4;
 const HEADER: usize = 4096;
 
-pub(super) fn run(gpu: &Gpu, dir: &Path) -> Result<(), Failed> {
+pub(super) fn run(gpu: &Gpu, dir: &Path, total: usize, modelled: bool) -> Result<(), Failed> {
     let driver = driver(gpu);
     println!(
         "\nchunks, {THREADS} at a time, GB/s write read: LMCache's layout by {}, the adapter, and the ratios",
@@ -30,23 +29,24 @@ pub(super) fn run(gpu: &Gpu, dir: &Path) -> Result<(), Failed> {
     let mut next = 1 << 32;
     for direct in [true, false] {
         let rig = gpu.store(&dir.join(format!("chunks-{direct}")), GdsWay::Bounce, |c| {
-            c.max_capacity_gb = 2.0;
+            c.max_capacity_gb = room(total);
             c.use_direct_io = Some(direct);
         })?;
         for block in [MIB, 4 * MIB] {
             let (mut theirs, mut ours) = (Runs::default(), Runs::default());
-            let mut chunks: Vec<Chunk> =
-                (0..THREADS).map(|t| Chunk::new(gpu, t as u64, block)).collect::<Result<_, Failed>>()?;
+            let mut chunks: Vec<Chunk> = (0..THREADS)
+                .map(|t| Chunk::new(gpu, t as u64, block, modelled))
+                .collect::<Result<_, Failed>>()?;
             for round in 0..=ROUNDS {
                 let files = tempfile::tempdir_in(dir)?;
-                let how = How { driver: driver.as_ref(), direct, dir: files.path() };
+                let how = How { driver: driver.as_ref(), direct, dir: files.path(), total };
                 let (written, read) = (how.all(gpu, &mut chunks, true)?, how.all(gpu, &mut chunks, false)?);
                 // Before the other side begins, what this one left to be written is.
                 drop(files);
-                let (ow, or) = adapter(&rig, &mut next, block, TOTAL, THREADS)?;
+                let (ow, or) = adapter(&rig, &mut next, block, total, THREADS)?;
                 if round > 0 {
-                    theirs.add(TOTAL, written, read);
-                    ours.add(TOTAL, ow, or);
+                    theirs.add(total, written, read);
+                    ours.add(total, ow, or);
                 }
             }
             println!(
@@ -78,13 +78,15 @@ fn driver(gpu: &Gpu) -> Option<Arc<Driver>> {
 struct Chunk {
     device: WriteBuf,
     host: WriteBuf,
+    /// Where the driver of a GPU copies pageable memory first, so that the GPU can reach it. A model has no driver.
+    staged: Option<Vec<u8>>,
 }
 
 impl Chunk {
-    fn new(gpu: &Gpu, n: u64, len: usize) -> Result<Self, Failed> {
+    fn new(gpu: &Gpu, n: u64, len: usize, modelled: bool) -> Result<Self, Failed> {
         let region = MmapRegion::new(len, &RegionOptions { prefault: true, ..RegionOptions::default() })?;
         let host = Slab::new(vec![region])?.pool("pageable", len as u64).reserve(len, UNIT)?;
-        Ok(Self { device: gpu.chunk(n, len)?, host })
+        Ok(Self { device: gpu.chunk(n, len)?, host, staged: modelled.then(|| vec![1; len]) })
     }
 }
 
@@ -92,6 +94,7 @@ struct How<'a> {
     driver: Option<&'a Arc<Driver>>,
     direct: bool,
     dir: &'a Path,
+    total: usize,
 }
 
 impl How<'_> {
@@ -104,7 +107,7 @@ impl How<'_> {
                     let mut done = Ok(());
                     let mut work = || {
                         done = gpu.gpus.copies(0).map_err(Failed::from).and_then(|mut copies| {
-                            (t..TOTAL / len).step_by(THREADS).try_for_each(|n| {
+                            (t..self.total / len).step_by(THREADS).try_for_each(|n| {
                                 let path = self.dir.join(format!("{n}.kvcache.safetensors"));
                                 if write {
                                     self.store(&mut *copies, chunk, &path)
@@ -145,7 +148,11 @@ impl How<'_> {
             // SAFETY: both are so long, and the queue is drained before either is used.
             unsafe { copies.copy(Direction::ToHost, chunk.host.as_ptr(), chunk.device.as_ptr(), len) }?;
             copies.drain();
-            file.write_all_at(chunk.host.as_mut_slice().expect("host memory"), HEADER as u64)?;
+            let host = chunk.host.as_mut_slice().expect("host memory");
+            if let Some(staged) = &chunk.staged {
+                host.copy_from_slice(staged);
+            }
+            file.write_all_at(host, HEADER as u64)?;
         }
         std::fs::rename(&tmp, path)?;
         let tmp = path.with_extension("tmp2");
@@ -165,7 +172,11 @@ impl How<'_> {
             }
             return Ok(());
         }
-        file.read_exact_at(chunk.host.as_mut_slice().expect("host memory"), HEADER as u64)?;
+        let host = chunk.host.as_mut_slice().expect("host memory");
+        file.read_exact_at(host, HEADER as u64)?;
+        if let Some(staged) = &mut chunk.staged {
+            staged.copy_from_slice(host);
+        }
         // SAFETY: as above.
         unsafe { copies.copy(Direction::ToDevice, chunk.device.as_ptr(), chunk.host.as_ptr(), len) }?;
         copies.drain();

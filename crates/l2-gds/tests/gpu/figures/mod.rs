@@ -1,5 +1,5 @@
-//! Figures, on request only (`gds-bench [--host] [ways|memory|lmcache].. [DIR]`): each ratio from interleaved runs of one
-//! process, medians of five rounds. With `--host` the GPU is a [model](crate::model).
+//! Figures, on request only (`gds-bench [--host] [--mib N] [ways|memory|lmcache].. [DIR]`): each ratio from interleaved runs
+//! of one process, medians of five rounds. With `--host` the GPU is a [model](crate::model).
 
 mod lmcache;
 
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvstrata_core::Layout;
-use kvstrata_l2::{Answer, Fail, Get, GetItem, L2Store, Put, PutDigest, PutItem, Sink};
+use kvstrata_l2::{Answer, Fail, Get, GetItem, L2Store, PayloadCrc, Put, PutDigest, PutItem, Sink};
 use kvstrata_l2_gds::{Direction, GdsWay};
 use kvstrata_mem::{Allocate, ReadBuf, Slab, UNIT, WriteBuf};
 use libtest_mimic::Failed;
@@ -28,15 +28,8 @@ const MIB: usize = 1 << 20;
 const PARTS: [&str; 3] = ["ways", "memory", "lmcache"];
 
 pub(crate) fn main(told: impl Iterator<Item = OsString>) -> ExitCode {
-    let (mut host, mut parts, mut dir) = (false, Vec::new(), None);
-    for word in told {
-        match word.to_str() {
-            Some("--host") => host = true,
-            Some(part) if PARTS.contains(&part) => parts.push(part.to_owned()),
-            _ => dir = Some(PathBuf::from(word)),
-        }
-    }
-    match measure(host, &parts, dir) {
+    let mut asked = Asked { host: false, total: 512 * MIB, parts: Vec::new(), dir: None };
+    match asked.parse(told).and_then(|()| measure(&asked)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("{}", e.message().unwrap_or("it failed"));
@@ -45,7 +38,39 @@ pub(crate) fn main(told: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn measure(host: bool, parts: &[String], dir: Option<PathBuf>) -> Result<(), Failed> {
+struct Asked {
+    host: bool,
+    /// Bytes that each run moves: a slow disk wants fewer.
+    total: usize,
+    parts: Vec<String>,
+    dir: Option<PathBuf>,
+}
+
+impl Asked {
+    fn parse(&mut self, mut told: impl Iterator<Item = OsString>) -> Result<(), Failed> {
+        const MOST: usize = 16 << 10;
+        while let Some(word) = told.next() {
+            match word.to_str() {
+                Some("--host") => self.host = true,
+                Some("--mib") => {
+                    let mib = told.next().and_then(|n| n.to_str()?.parse().ok());
+                    // A run of the largest chunks has as many as are in flight, at least.
+                    let mib = mib.filter(|mib| (128..=MOST).contains(mib) && mib % 16 == 0);
+                    self.total = mib.ok_or("--mib wants a multiple of 16 from 128 to 16384")? * MIB;
+                }
+                Some(flag) if flag.starts_with('-') => {
+                    return Err(format!("unknown flag {flag}; there are --host and --mib N").into());
+                }
+                Some(part) if PARTS.contains(&part) => self.parts.push(part.to_owned()),
+                _ => self.dir = Some(PathBuf::from(word)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn measure(asked: &Asked) -> Result<(), Failed> {
+    let Asked { host, total, ref parts, ref dir } = *asked;
     let gpu = if host {
         println!("no GPU: a model of its copy engines, which costs the host nothing and moves nothing");
         Gpu::over(Arc::new(Model::default()))?
@@ -56,15 +81,20 @@ fn measure(host: bool, parts: &[String], dir: Option<PathBuf>) -> Result<(), Fai
     let dir = dir.as_deref().unwrap_or(own.path());
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|p| p == part);
     if wanted("ways") {
-        ways(&gpu, dir, host)?;
+        ways(&gpu, dir, total, host)?;
     }
     if wanted("memory") {
-        memory(&gpu)?;
+        memory(&gpu, total)?;
     }
     if wanted("lmcache") {
-        lmcache::run(&gpu, dir)?;
+        lmcache::run(&gpu, dir, total, host)?;
     }
     Ok(())
+}
+
+/// The GiB of a store that has room for a run: with a limit it is one of segments, which each run writes again.
+fn room(total: usize) -> f64 {
+    (total * 3 / 2).max(1 << 30) as f64 / f64::from(1 << 30)
 }
 
 fn median(mut all: Vec<f64>) -> f64 {
@@ -101,8 +131,7 @@ impl Runs {
 
 // --- ways side by side ----------------------------------------------------------------------------------------------------
 
-fn ways(gpu: &Gpu, dir: &Path, host: bool) -> Result<(), Failed> {
-    const TOTAL: usize = 512 * MIB;
+fn ways(gpu: &Gpu, dir: &Path, total: usize, host: bool) -> Result<(), Failed> {
     println!(
         "disk at {}: GB/s write read; ratios write read, medians of {ROUNDS} interleaved rounds",
         dir.display()
@@ -111,16 +140,16 @@ fn ways(gpu: &Gpu, dir: &Path, host: bool) -> Result<(), Failed> {
         "{:>9} {:>9} | {:^15} | {:^15} | {:^15} | {:^11} | {:^11}",
         "block", "in flight", "raw disk", "bounce", "compat", "bounce/raw", "bounce/compat"
     );
-    let raw = Raw::new(gpu, dir, TOTAL)?;
+    let raw = Raw::new(gpu, dir, total)?;
     let bounce = gpu.store(&dir.join("bounce"), GdsWay::Bounce, |c| {
         c.disk_io_threads = Some(8);
-        c.max_capacity_gb = 2.0;
+        c.max_capacity_gb = room(total);
     })?;
     // cuFile would refuse memory that is no GPU's.
     let compat = (!host).then(|| {
         gpu.store(&dir.join("compat"), GdsWay::Compat, |c| {
             c.disk_io_threads = Some(8);
-            c.max_capacity_gb = 2.0;
+            c.max_capacity_gb = room(total);
         })
     });
     if let Some(Err(e)) = &compat {
@@ -132,18 +161,18 @@ fn ways(gpu: &Gpu, dir: &Path, host: bool) -> Result<(), Failed> {
             let (mut r, mut b, mut c) = (Runs::default(), Runs::default(), Runs::default());
             for round in 0..=ROUNDS {
                 let (rw, rr) = raw.run(block, in_flight)?;
-                let (bw, br) = adapter(&bounce, &mut next, block, TOTAL, in_flight)?;
+                let (bw, br) = adapter(&bounce, &mut next, block, total, in_flight)?;
                 let by_compat = compat
                     .as_ref()
                     .and_then(|c| c.as_ref().ok())
-                    .map(|c| adapter(c, &mut next, block, TOTAL, in_flight))
+                    .map(|c| adapter(c, &mut next, block, total, in_flight))
                     .transpose()?;
                 // The first lap is over space that was never written.
                 if round > 0 {
-                    r.add(TOTAL, rw, rr);
-                    b.add(TOTAL, bw, br);
+                    r.add(total, rw, rr);
+                    b.add(total, bw, br);
                     if let Some((w, read)) = by_compat {
-                        c.add(TOTAL, w, read);
+                        c.add(total, w, read);
                     }
                 }
             }
@@ -183,33 +212,43 @@ impl Raw {
     }
 
     fn run(&self, block: usize, threads: usize) -> Result<(Duration, Duration), Failed> {
-        let mut bufs = self.pinned.lock();
-        let mut timed = |write: bool| -> Result<Duration, Failed> {
-            let begin = Instant::now();
-            std::thread::scope(|scope| {
-                let all: Vec<_> = bufs
-                    .iter_mut()
-                    .take(threads)
-                    .enumerate()
-                    .map(|(t, buf)| {
-                        scope.spawn(move || {
-                            let bytes = &mut buf.as_mut_slice().expect("host memory")[..block];
-                            for at in (t * block..self.total).step_by(threads * block) {
-                                if write {
-                                    self.file.write_all_at(bytes, at as u64)?;
-                                } else {
-                                    self.file.read_exact_at(bytes, at as u64)?;
-                                }
-                            }
-                            Ok::<_, std::io::Error>(())
-                        })
-                    })
-                    .collect();
-                all.into_iter().try_for_each(|t| t.join().expect("a thread"))
-            })?;
-            Ok(begin.elapsed())
-        };
-        Ok((timed(true)?, timed(false)?))
+        let write = self.timed(block, threads, |bytes, at| self.file.write_all_at(bytes, at))?;
+        Ok((write, self.timed(block, threads, |bytes, at| self.file.read_exact_at(bytes, at))?))
+    }
+
+    /// Reads, and takes the CRC of what was read just now: what a load by the bounce cannot do without.
+    fn read_and_check(&self, block: usize, threads: usize) -> Result<Duration, Failed> {
+        self.timed(block, threads, |bytes, at| {
+            let mut crc = PayloadCrc::new();
+            for (i, piece) in bytes.chunks_mut(256 << 10).enumerate() {
+                self.file.read_exact_at(piece, at + (i << 18) as u64)?;
+                crc.update(piece);
+            }
+            std::hint::black_box(crc.finish());
+            Ok(())
+        })
+    }
+
+    /// Does `one` for each block of the file, a thread's all with the same memory.
+    fn timed(
+        &self,
+        block: usize,
+        threads: usize,
+        one: impl Fn(&mut [u8], u64) -> std::io::Result<()> + Sync,
+    ) -> Result<Duration, Failed> {
+        let (mut bufs, one) = (self.pinned.lock(), &one);
+        let begin = Instant::now();
+        std::thread::scope(|scope| {
+            let work = |(t, buf): (usize, &'_ mut WriteBuf)| {
+                let bytes = &mut buf.as_mut_slice().expect("host memory")[..block];
+                let mut mine = (t * block..self.total).step_by(threads * block);
+                mine.try_for_each(|at| one(bytes, at as u64))
+            };
+            let lanes = bufs.iter_mut().take(threads).enumerate();
+            let all: Vec<_> = lanes.map(|lane| scope.spawn(move || work(lane))).collect();
+            all.into_iter().try_for_each(|t| t.join().expect("a thread"))
+        })?;
+        Ok(begin.elapsed())
     }
 }
 
@@ -312,47 +351,55 @@ fn one_answer<T: Fail>() -> (Arc<Mutex<Option<T>>>, Sink<T>) {
 
 // --- files in memory --------------------------------------------------------------------------------------------------------
 
-fn memory(gpu: &Gpu) -> Result<(), Failed> {
-    const TOTAL: usize = 1024 * MIB;
+fn memory(gpu: &Gpu, total: usize) -> Result<(), Failed> {
     let dir = tempfile::tempdir_in("/dev/shm")?;
     println!(
-        "\nfiles in memory: GB/s of bounce reads, of reads of the same file into pinned memory by as many threads, of the copy engine"
+        "\nfiles in memory: GB/s of bounce reads; of reads of one file into pinned memory by as many threads, and of those with a CRC; of the copy engine"
     );
-    let rig = gpu.store(dir.path(), GdsWay::Bounce, |c| c.disk_io_threads = Some(8))?;
-    let raw = Raw::new(gpu, dir.path(), TOTAL)?;
+    let rig = gpu.store(dir.path(), GdsWay::Bounce, |c| {
+        c.disk_io_threads = Some(8);
+        c.max_capacity_gb = room(total);
+    })?;
+    let raw = Raw::new(gpu, dir.path(), total)?;
     let mut stream = gpu.gpus.copies(0)?;
     let mut next = 0;
     for block in [MIB, 4 * MIB, 16 * MIB] {
         for in_flight in [1, 4, 8] {
-            let (mut reads, mut copies, mut engine, mut ratio) = (vec![], vec![], vec![], vec![]);
+            let (mut reads, mut copies, mut checked, mut engine) = (vec![], vec![], vec![], vec![]);
+            let (mut ratio, mut bound) = (vec![], vec![]);
             let pinned =
                 Slab::new(vec![gpu.gpus.pinned(block)?])?.pool("p", block as u64).reserve(block, UNIT)?;
             let to = gpu.poisoned(block)?;
             for round in 0..=ROUNDS {
-                let (_, bounce) = adapter(&rig, &mut next, block, TOTAL, in_flight)?;
+                let (_, bounce) = adapter(&rig, &mut next, block, total, in_flight)?;
                 let (_, memcpy) = raw.run(block, in_flight)?;
+                let check = raw.read_and_check(block, in_flight)?;
                 let begin = Instant::now();
-                for _ in 0..TOTAL / block {
+                for _ in 0..total / block {
                     // SAFETY: both are so long and held until the stream was drained.
                     unsafe { stream.copy(Direction::ToDevice, to.as_ptr(), pinned.as_ptr(), block) }?;
                 }
                 stream.drain();
                 let copied = begin.elapsed();
                 if round > 0 {
-                    let rate = |d: Duration| TOTAL as f64 / d.as_secs_f64() / 1e9;
+                    let rate = |d: Duration| total as f64 / d.as_secs_f64() / 1e9;
                     reads.push(rate(bounce));
                     copies.push(rate(memcpy));
+                    checked.push(rate(check));
                     engine.push(rate(copied));
                     ratio.push(rate(bounce) / rate(memcpy).min(rate(copied)));
+                    bound.push(rate(bounce) / rate(check).min(rate(copied)));
                 }
             }
             println!(
-                "{:>5} MiB {in_flight:>2} in flight: bounce {:6.2}  memcpy {:6.2}  copy engine {:6.2}  ratio to the lesser {:.2}",
+                "{:>5} MiB {in_flight:>2} in flight: bounce {:6.2}  memcpy {:6.2}  with CRC {:6.2}  copy engine {:6.2}  ratio to the lesser of memcpy and engine {:.2}, with CRC {:.2}",
                 block / MIB,
                 median(reads),
                 median(copies),
+                median(checked),
                 median(engine),
-                median(ratio)
+                median(ratio),
+                median(bound)
             );
         }
     }
