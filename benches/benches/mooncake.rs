@@ -5,8 +5,9 @@
 //! another process over loopback TCP. In both, Python is attached to the same client as ours (`setup_dummy`); in the
 //! second it is also a client of its own (`setup`). Ours is without digests (LMCache's objects without header), and with them.
 //!
-//! `cargo bench -p kvstrata-benches --bench mooncake [-- --rounds N] [--mib N] [--only WORD] [--steps] [--figures FILE]`, after
-//! `cargo xtask services mooncake fetch`.
+//! `cargo bench -p kvstrata-benches --bench mooncake [-- --rounds N] [--mib N] [--batches N] [--only WORD] [--steps] [--figures
+//! FILE]`, after `cargo xtask services mooncake fetch`. With `--batches` so many are under way at once: from threads of Python's, and
+//! as requests of ours.
 
 #[path = "../../crates/l2-mooncake/tests/common/cluster.rs"]
 #[expect(dead_code, reason = "no process is killed here")]
@@ -25,8 +26,8 @@ use cluster::{Cluster, wheel};
 use kvstrata_benches::{Figures, append, median};
 use kvstrata_core::{Affinity, ChunkHash, KeyScope, KvRank, Layout, ObjectKey};
 use kvstrata_l2::{
-    Adapter, Answer, Checked, Context, Get, GetItem, GetSink, Put, PutDigest, PutItem, PutSink, Stored,
-    Verify,
+    Adapter, Answer, Call, Checked, Context, Get, GetItem, GetSink, Put, PutDigest, PutItem, PutSink, Stored,
+    Verify, all,
 };
 use kvstrata_l2_mooncake::{Attach, MooncakeConfig, MooncakeContext, MooncakeStore, Route};
 use kvstrata_mem::{Allocate, MemfdRegion, Pool, Region, RegionOptions, Slab};
@@ -44,8 +45,10 @@ static RUNS: AtomicU64 = AtomicU64::new(0);
 /// Mooncake's own client. Per line of input, a name and a size, it puts, gets and removes a batch, and prints the seconds.
 const PYTHON: &str = r#"
 import sys, time, ctypes, mmap
+from concurrent.futures import ThreadPoolExecutor
 from mooncake.store import MooncakeDistributedStore
-master, mode, client, total = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+master, mode, client, total, batches = *sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])
+each = ThreadPoolExecutor(batches).map if batches > 1 else map
 s = MooncakeDistributedStore()
 if mode == "attached":
     assert s.setup_dummy(2 * total + (64 << 20), 64 << 20, client) == 0
@@ -62,11 +65,12 @@ for line in sys.stdin:
     names = [f"{tag}-{i}" for i in range(n)]
     at = [base + i * size for i in range(n)]
     to = [a + total for a in at]
-    sizes = [size] * n
-    t = time.perf_counter(); put = s.batch_put_from(names, at, sizes); p = time.perf_counter() - t
-    t = time.perf_counter(); got = s.batch_get_into(names, to, sizes); g = time.perf_counter() - t
-    assert all(c == 0 for c in put), put
-    assert all(c == size for c in got), got
+    k = max(n // batches, 1)
+    parts = [(names[i:i + k], at[i:i + k], to[i:i + k], [size] * k) for i in range(0, n, k)]
+    t = time.perf_counter(); put = list(each(lambda b: s.batch_put_from(b[0], b[1], b[3]), parts)); p = time.perf_counter() - t
+    t = time.perf_counter(); got = list(each(lambda b: s.batch_get_into(b[0], b[2], b[3]), parts)); g = time.perf_counter() - t
+    assert all(c == 0 for part in put for c in part), put
+    assert all(c == size for part in got for c in part), got
     assert all(c == 0 for c in s.batch_remove(names, True))
     print(p, g, flush=True)
 "#;
@@ -88,10 +92,10 @@ struct Python {
 }
 
 impl Python {
-    fn start(cluster: &Cluster, mode: &str, client: usize, total: usize) -> Self {
+    fn start(cluster: &Cluster, mode: &str, client: usize, total: usize, batches: usize) -> Self {
         let mut child = Command::new("python3")
             .args(["-c", PYTHON, &format!("127.0.0.1:{}", cluster.ports.master), mode])
-            .args([cluster.client(client).to_string(), total.to_string()])
+            .args([cluster.client(client).to_string(), total.to_string(), batches.to_string()])
             .env("PYTHONPATH", wheel().expect("the wheel"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -137,10 +141,11 @@ struct Ours {
     adapter: Adapter,
     pool: Arc<Pool>,
     total: usize,
+    batches: usize,
 }
 
 impl Ours {
-    fn open(cluster: &Cluster, digests: bool, total: usize) -> Self {
+    fn open(cluster: &Cluster, digests: bool, total: usize, batches: usize) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_time().build().expect("a runtime");
         let cx = Context::tokio(runtime.handle().clone());
         let options = RegionOptions { prefault: true, ..RegionOptions::default() };
@@ -158,7 +163,8 @@ impl Ours {
             MooncakeStore::over(Arc::clone(&timed) as Arc<dyn Route>, &config, &own).expect("a cluster");
         let verify = if digests { Verify::On } else { Verify::Off };
         let adapter = Checked::new(store.adapter(), verify, cx.clone()).adapter;
-        Self { timed, steps: Default::default(), runtime: Arc::new(runtime), cx, store, adapter, pool, total }
+        let (steps, runtime) = (Default::default(), Arc::new(runtime));
+        Self { timed, steps, runtime, cx, store, adapter, pool, total, batches }
     }
 
     fn put(&self, keys: &[ObjectKey], len: usize) -> f64 {
@@ -167,14 +173,22 @@ impl Ours {
             let buf = self.pool.reserve(len, 4096).expect("room").seal(len);
             PutItem { key: key.clone(), layout: layout.clone(), digest: PutDigest::None, buf }
         };
-        let items = keys.iter().map(item).collect();
         let answer = |_, a: kvstrata_core::Result<Stored>| assert_eq!(a.expect("a put"), Stored::Written);
-        let sink = PutSink::new(keys.len(), Arc::new(answer));
         let deadline = self.cx.timer.now() + Duration::from_secs(60);
+        let put = |keys: &[ObjectKey]| {
+            let items = keys.iter().map(item).collect();
+            let sink = PutSink::new(keys.len(), Arc::new(answer));
+            self.adapter.store.put(Put { items, deadline, affinity: Affinity::default() }, sink)
+        };
+        let puts: Vec<Call<'_, ()>> = keys.chunks((keys.len() / self.batches).max(1)).map(put).collect();
+        self.time(puts)
+    }
+
+    /// How long the calls take, at once.
+    fn time(&self, calls: Vec<Call<'_, ()>>) -> f64 {
         self.timed.begin();
         let start = Instant::now();
-        self.runtime
-            .block_on(self.adapter.store.put(Put { items, deadline, affinity: Affinity::default() }, sink));
+        self.runtime.block_on(all(calls));
         start.elapsed().as_secs_f64()
     }
 
@@ -207,15 +221,14 @@ impl Mover for Ours {
             layout: layout.clone(),
             buf: self.pool.reserve(len, 4096).expect("room"),
         };
-        let items = keys.iter().map(item).collect();
         let answer = |_, a: Answer| assert!(matches!(a, Answer::Loaded(_)), "{a:?}");
-        let sink = GetSink::new(keys.len(), Arc::new(answer));
         let deadline = self.cx.timer.now() + Duration::from_secs(60);
-        self.timed.begin();
-        let start = Instant::now();
-        self.runtime
-            .block_on(self.adapter.store.get(Get { items, deadline, affinity: Affinity::default() }, sink));
-        let get = start.elapsed().as_secs_f64();
+        let get = |keys: &[ObjectKey]| {
+            let items = keys.iter().map(item).collect();
+            let sink = GetSink::new(keys.len(), Arc::new(answer));
+            self.adapter.store.get(Get { items, deadline, affinity: Affinity::default() }, sink)
+        };
+        let get = self.time(keys.chunks((keys.len() / self.batches).max(1)).map(get).collect());
         self.steps.1 = self.timed.end();
         self.remove(&keys);
         (put, get)
@@ -296,6 +309,7 @@ impl Mover for Memcpy {
 struct Args {
     rounds: usize,
     total: usize,
+    batches: usize,
     only: String,
     steps: bool,
     figures: Option<PathBuf>,
@@ -303,7 +317,14 @@ struct Args {
 
 impl Args {
     fn read() -> Result<Self, String> {
-        let mut args = Self { rounds: 9, total: 128 << 20, only: String::new(), steps: false, figures: None };
+        let mut args = Self {
+            rounds: 9,
+            total: 128 << 20,
+            batches: 1,
+            only: String::new(),
+            steps: false,
+            figures: None,
+        };
         let mut given = std::env::args().skip(1);
         while let Some(flag) = given.next() {
             if flag == "--bench" {
@@ -318,9 +339,14 @@ impl Args {
             match flag.as_str() {
                 "--rounds" => args.rounds = number()?.max(1),
                 "--mib" => args.total = number()?.next_multiple_of(32).clamp(32, 256) << 20,
+                "--batches" => args.batches = number()?.clamp(1, 4).next_power_of_two(),
                 "--only" => args.only = value,
                 "--figures" => args.figures = Some(value.into()),
-                _ => return Err(format!("{flag}: --rounds, --mib, --only, --steps and --figures are taken")),
+                _ => {
+                    return Err(format!(
+                        "{flag}: --rounds, --mib, --batches, --only, --steps and --figures are taken"
+                    ));
+                }
             }
         }
         Ok(args)
@@ -332,20 +358,24 @@ fn ratio(of: &[f64], to: &[f64]) -> f64 {
     median(of.iter().zip(to).map(|(of, to)| of / to).collect())
 }
 
-/// Everybody, each with memory of its own. The copies of `memcpy`, and the calls of "our way alone", are in that of ours.
-fn movers(cluster: &Cluster, remote: bool, total: usize) -> Vec<(&'static str, Box<dyn Mover>)> {
-    let plain = Ours::open(cluster, false, total);
+/// Everybody, each with memory of its own. The copies of `memcpy`, and the calls of "our way alone", are in that of ours. Who comes
+/// first gets what memory was freed last, so that is Python in each other round.
+fn movers(cluster: &Cluster, remote: bool, args: &Args, round: usize) -> Vec<(&'static str, Box<dyn Mover>)> {
+    let (total, batches) = (args.total, args.batches);
+    let attached = || Python::start(cluster, "attached", 0, total, batches);
+    let first = (round % 2 == 1).then(attached);
+    let plain = Ours::open(cluster, false, total, batches);
     let pool = Arc::clone(&plain.pool);
     let alone = Alone { route: Arc::clone(&plain.timed.inner), pool: Arc::clone(&pool), total };
     let mut movers: Vec<(&str, Box<dyn Mover>)> = vec![
         ("ours, no digests", Box::new(plain)),
-        ("ours, digests", Box::new(Ours::open(cluster, true, total))),
-        ("Python, attached", Box::new(Python::start(cluster, "attached", 0, total))),
+        ("ours, digests", Box::new(Ours::open(cluster, true, total, batches))),
+        ("Python, attached", Box::new(first.unwrap_or_else(attached))),
         ("our way alone", Box::new(alone)),
         ("memcpy", Box::new(Memcpy { pool, there: vec![2; total] })),
     ];
     if remote {
-        movers.push(("Python, own client", Box::new(Python::start(cluster, "own", 0, total))));
+        movers.push(("Python, own client", Box::new(Python::start(cluster, "own", 0, total, batches))));
     }
     movers
 }
@@ -357,31 +387,29 @@ fn topology(args: &Args, remote: bool) -> Figures {
         false => Cluster::start(&segment),
     };
     let total = args.total;
-    Ours::open(&cluster, false, total).fill();
+    Ours::open(&cluster, false, total, 1).fill();
     let mut names = Vec::new();
     let mut seconds: [Vec<(Vec<f64>, Vec<f64>)>; SIZES.len()] = Default::default();
     let mut steps: [Vec<(Table, Table)>; SIZES.len()] = Default::default();
     // Where memory lies decides about a tenth: in each round everybody has other memory.
     for round in 0..args.rounds {
-        let mut movers = movers(&cluster, remote, total);
+        let mut movers = movers(&cluster, remote, args, round);
         let n = movers.len();
         names = movers.iter().map(|(name, _)| *name).collect();
         for (at, mib) in SIZES.into_iter().enumerate() {
             seconds[at].resize_with(n, Default::default);
             steps[at].resize_with(n, Default::default);
-            // The first time of each size only warms up.
-            for measured in [false, true] {
-                for i in (0..n).map(|i| (i + round) % n) {
-                    let mover = &mut movers[i].1;
-                    let (put, get) = mover.go(&format!("m{i}-{mib}-{round}-{measured}"), mib << 20);
-                    let (of_put, of_get) = mover.steps();
-                    if measured {
-                        steps[at][i].0.add(of_put, put);
-                        steps[at][i].1.add(of_get, get);
-                        seconds[at][i].0.push(put);
-                        seconds[at][i].1.push(get);
-                    }
-                }
+            for i in (0..n).map(|i| (i + round) % n) {
+                let mover = &mut movers[i].1;
+                // Each follows itself: what ran before, and left in the caches, would decide otherwise.
+                mover.go(&format!("m{i}-{mib}-{round}-warm"), mib << 20);
+                mover.steps();
+                let (put, get) = mover.go(&format!("m{i}-{mib}-{round}"), mib << 20);
+                let (of_put, of_get) = mover.steps();
+                steps[at][i].0.add(of_put, put);
+                steps[at][i].1.add(of_get, get);
+                seconds[at][i].0.push(put);
+                seconds[at][i].1.push(get);
             }
         }
     }

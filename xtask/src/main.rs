@@ -5,7 +5,7 @@
 //! cargo xtask tidy         what a compiler does not check: sizes, clocks, doc pages, links
 //! cargo xtask deps         what each library crate pulls in against docs/deps.toml
 //! cargo xtask schedules    the schedules of the threads that meet in mem, l2 and manager, under a model checker
-//! cargo xtask services mooncake [fetch | start | check | stop]   Mooncake's own programs, for tests and trials
+//! cargo xtask services mooncake [fetch | start | check | stop] [--release X]   Mooncake's own programs, for tests and trials
 //! cargo xtask miri         the unsafe code of mem under Miri, where a nightly toolchain has it
 //! cargo xtask ci [STEP..]  everything that CI runs, or only these steps of it
 //! cargo xtask bench ..     the benchmarks, or all tables of docs/performance.md; `bench help` says how

@@ -14,17 +14,25 @@ use crate::workspace::Workspace;
 
 /// The package without CUDA: the others' clients need a driver.
 const PACKAGE: &str = "mooncake-transfer-engine-non-cuda";
-const VERSION: &str = "0.3.13.post1";
+/// The release that CI runs, and that is taken unless another is asked for.
+const RELEASE: &str = "0.3.13.post1";
 const PORTS: [(&str, u16); 3] = [("master", 50051), ("client", 50052), ("metrics", 9003)];
 
 struct Mooncake {
     at: PathBuf,
+    release: String,
 }
 
-/// `services mooncake [fetch | start | check | stop]`; without a word it fetches, starts and checks.
+/// `services mooncake [fetch | start | check | stop] [--release X]`; without a word it fetches, starts and checks. A release takes the
+/// place of the one that was fetched before.
 pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
-    let words: Vec<&str> = args.iter().map(String::as_str).collect();
-    let mooncake = Mooncake { at: Workspace::load()?.root.join("target/services/mooncake") };
+    let mut words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let mut release = RELEASE;
+    if let [.., "--release", asked] = words[..] {
+        release = asked;
+        words.truncate(words.len() - 2);
+    }
+    let mooncake = Mooncake::of(&Workspace::load()?, release);
     match words[..] {
         ["mooncake", "fetch"] => mooncake.fetch()?,
         ["mooncake"] | ["mooncake", "start"] => {
@@ -33,7 +41,7 @@ pub(crate) fn run(args: &[String]) -> Result<ExitCode> {
         }
         ["mooncake", "check"] => mooncake.check()?,
         ["mooncake", "stop"] => mooncake.stop()?,
-        _ => bail!("usage: cargo xtask services mooncake [fetch | start | check | stop]"),
+        _ => bail!("usage: cargo xtask services mooncake [fetch | start | check | stop] [--release X]"),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -43,7 +51,7 @@ pub(crate) fn fetched(workspace: &Workspace) -> Result<Outcome> {
     if cfg!(not(all(target_arch = "x86_64", target_os = "linux"))) {
         return Ok(Outcome::NotRun("Mooncake's wheels are for x86-64 Linux".into()));
     }
-    match (Mooncake { at: workspace.root.join("target/services/mooncake") }).fetch() {
+    match Mooncake::of(workspace, RELEASE).fetch() {
         Ok(()) => Ok(Outcome::Passed),
         Err(e) => {
             println!("{e:#}");
@@ -53,6 +61,10 @@ pub(crate) fn fetched(workspace: &Workspace) -> Result<Outcome> {
 }
 
 impl Mooncake {
+    fn of(workspace: &Workspace, release: &str) -> Self {
+        Self { at: workspace.root.join("target/services/mooncake"), release: release.to_owned() }
+    }
+
     fn wheel(&self) -> PathBuf {
         self.at.join("wheel")
     }
@@ -64,17 +76,21 @@ impl Mooncake {
     /// Fetches the wheel and unpacks it, unless that was done, and sees to it that its programs start.
     fn fetch(&self) -> Result<()> {
         let mark = self.at.join("version");
-        if fs::read_to_string(&mark).is_ok_and(|v| v == VERSION) {
+        let release = &self.release;
+        if fs::read_to_string(&mark).is_ok_and(|v| v == *release) {
             return self.programs_start();
         }
         fs::create_dir_all(&self.at)?;
+        if mark.exists() {
+            fs::remove_file(&mark)?;
+        }
         let fresh = self.at.join("fetched");
         for old in [&fresh, &self.wheel()] {
             if old.exists() {
                 fs::remove_dir_all(old)?;
             }
         }
-        println!("fetching {PACKAGE} {VERSION}");
+        println!("fetching {PACKAGE} {release}");
         python(&[
             "-m",
             "pip",
@@ -87,14 +103,14 @@ impl Mooncake {
         ])
         .arg("--dest")
         .arg(&fresh)
-        .arg(format!("{PACKAGE}=={VERSION}"))
+        .arg(format!("{PACKAGE}=={release}"))
         .status()
         .context("python3 is missing. Run: apt-get install python3 python3-pip")?
         .success()
         .then_some(())
         .with_context(|| {
             format!(
-                "pip could not fetch {PACKAGE} {VERSION}; above is what it says. Without pip run: apt-get install python3-pip. \
+                "pip could not fetch {PACKAGE} {release}; above is what it says. Without pip run: apt-get install python3-pip. \
                  Otherwise see that its package index can be reached and run this again"
             )
         })?;
@@ -116,7 +132,7 @@ impl Mooncake {
         }
         self.programs_start()?;
         fs::remove_dir_all(&fresh)?;
-        fs::write(mark, VERSION)?;
+        fs::write(mark, release)?;
         Ok(())
     }
 
@@ -204,6 +220,8 @@ impl Mooncake {
         let log = fs::File::create(self.at.join(format!("{name}.log")))?;
         let child = Command::new(self.program(name))
             .args(args)
+            // Flags that older releases do not have.
+            .arg("--undefok=local_buffer_size,metrics_host")
             .current_dir(&self.at)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

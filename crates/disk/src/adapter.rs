@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use kvstrata_core::{Error, Instant, Result};
 use kvstrata_io::{Disk, Job};
 use kvstrata_l2::{
-    Adapter, Answer, Context, Driver, Found, Get, GetSink, Idle, Keys, L2Desc, L2List, L2Quotas, L2Remove,
-    L2Store, L2Usage, ListPage, PartUsage, Pass, Probe, Put, PutSink, StoreUsage, Timer, closed, latch,
-    timed_out, until,
+    Adapter, Context, Driver, Found, Get, GetSink, Idle, Keys, L2Desc, L2List, L2Quotas, L2Remove, L2Store,
+    L2Usage, ListPage, PartUsage, Pass, Probe, Put, PutSink, StoreUsage, Timer, closed, latch, timed_out,
+    until,
 };
 use parking_lot::Mutex;
 
@@ -169,12 +169,7 @@ impl<M: Mover> L2Store for StoreAdapter<M> {
         let deadline = request.deadline;
         let pass = match self.0.driver.enter(OP, deadline) {
             Ok(pass) => pass,
-            Err(e) => {
-                for (position, item) in request.items.into_iter().enumerate() {
-                    done.answer(position, Answer::Failed(e.clone(), Some(item.buf)));
-                }
-                return;
-            }
+            Err(e) => return request.refuse(&done, &e),
         };
         let idle = self.0.mover.begin_get(request, &done, &pass);
         self.0.driver.watch(pass, OP, deadline, done, idle).await;

@@ -170,12 +170,14 @@ impl Route for Attach {
                 let read = values(&answer, Type::Nothing, keys.len(), |_| Ok(()));
                 read.map_err(|e| about(CallError::Garbled(e)))
             }
-            // Before 0.3.11 there is only the one for a single key, and no force.
+            // Before 0.3.11 there is only the one for a single key.
             Err(CallError::Refused(UNKNOWN_FUNCTION, _)) => {
                 let one = |key: &String| {
                     let mut w = Writer::default();
                     w.text(key);
-                    let answer = self.link.ask("remove_internal", &w.finish(&Type::Text))?;
+                    w.u8(1);
+                    let ty = Type::Struct(vec![Type::Text, Type::Bool]);
+                    let answer = self.link.ask("remove_internal", &w.finish(&ty))?;
                     value(&answer, Type::Nothing, |_| Ok(())).map_err(CallError::Garbled)
                 };
                 keys.iter()

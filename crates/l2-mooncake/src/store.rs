@@ -235,12 +235,7 @@ impl L2Store for MooncakeStore {
         let deadline = self.deadline(request.deadline);
         let pass = match self.0.driver.enter(OP, deadline) {
             Ok(pass) => pass,
-            Err(e) => {
-                for (position, item) in request.items.into_iter().enumerate() {
-                    done.answer(position, Answer::Failed(e.clone(), Some(item.buf)));
-                }
-                return;
-            }
+            Err(e) => return request.refuse(&done, &e),
         };
         let mut items = Vec::with_capacity(request.items.len());
         for (position, item) in request.items.into_iter().enumerate() {

@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicU64;
 use async_trait::async_trait;
 use kvstrata_core::{Affinity, Error, ErrorKind, Instant, ObjectKey, Result};
 use kvstrata_l2::{
-    Adapter, Answer, Call, Context, Driver, Found, Get, GetSink, Keys, L2Desc, L2Store, MemoryKinds, Probe,
-    Put, PutSink, all,
+    Adapter, Call, Context, Driver, Found, Get, GetSink, Keys, L2Desc, L2Store, MemoryKinds, Probe, Put,
+    PutSink, all,
 };
 use kvstrata_policy::{Place, Places, Sharding};
 use parking_lot::Mutex;
@@ -269,12 +269,7 @@ impl L2Store for Paths {
     async fn get(&self, request: Get, done: GetSink) {
         let pass = match self.0.driver.enter("load from paths", request.deadline) {
             Ok(pass) => pass,
-            Err(e) => {
-                for (position, item) in request.items.into_iter().enumerate() {
-                    done.answer(position, Answer::Failed(e.clone(), Some(item.buf)));
-                }
-                return;
-            }
+            Err(e) => return request.refuse(&done, &e),
         };
         let answered = done.answered();
         let inner = Arc::clone(&self.0);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kvstrata_core::{Affinity, Digest, Error, Instant, Layout, LayoutId, ObjectKey, Result};
 use kvstrata_mem::{ReadBuf, WriteBuf};
 
-use crate::digest_of;
+use crate::{GetSink, digest_of};
 
 /// The keys of a batch, shared.
 pub type Keys = Arc<[ObjectKey]>;
@@ -97,6 +97,15 @@ pub struct Get {
     pub deadline: Instant,
     /// Which device the request comes from.
     pub affinity: Affinity,
+}
+
+impl Get {
+    /// Answers every key with one error, and gives the buffers back.
+    pub fn refuse(self, done: &GetSink, error: &Error) {
+        for (position, item) in self.items.into_iter().enumerate() {
+            done.answer(position, Answer::Failed(error.clone(), Some(item.buf)));
+        }
+    }
 }
 
 /// A batch of keys to look up.

@@ -177,12 +177,7 @@ impl<D: Disk> L2Store for LmcacheFs<D> {
         let deadline = request.deadline;
         let pass = match self.0.driver.enter(OP, deadline) {
             Ok(pass) => pass,
-            Err(e) => {
-                for (position, item) in request.items.into_iter().enumerate() {
-                    done.answer(position, Answer::Failed(e.clone(), Some(item.buf)));
-                }
-                return;
-            }
+            Err(e) => return request.refuse(&done, &e),
         };
         let loads = request.items.into_iter().enumerate().map(|(position, item)| Load {
             item,

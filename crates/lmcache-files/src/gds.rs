@@ -224,17 +224,12 @@ impl<D: Disk> L2Store for LmcacheGds<D> {
 
     async fn get(&self, request: Get, done: GetSink) {
         const OP: &str = "load objects";
-        let Get { items, deadline, .. } = request;
+        let deadline = request.deadline;
         let pass = match self.0.driver.enter(OP, deadline) {
             Ok(pass) => pass,
-            Err(e) => {
-                for (position, item) in items.into_iter().enumerate() {
-                    done.answer(position, Answer::Failed(e.clone(), Some(item.buf)));
-                }
-                return;
-            }
+            Err(e) => return request.refuse(&done, &e),
         };
-        let work = items.into_iter().enumerate().map(|(position, item)| Item {
+        let work = request.items.into_iter().enumerate().map(|(position, item)| Item {
             item,
             position,
             done: done.clone(),

@@ -79,9 +79,12 @@ impl Cluster {
 
     fn spawn(&self, program: &str, args: &[String]) -> Child {
         let log = self.dir.path().join(format!("{program}.log"));
+        // Flags that older releases do not have.
+        let newer = "--undefok=local_buffer_size,metrics_host";
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("a log");
         Command::new(self.wheel.join("mooncake").join(program))
             .args(args)
+            .arg(newer)
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log"))
@@ -103,7 +106,9 @@ impl Cluster {
                 "--put_start_discard_timeout_sec=5".into(),
             ],
         ));
-        self.wait("the master", || self.get("/health").is_some_and(|h| h.contains("\"service_ready\":true")));
+        // That of 0.3.10 says no more than OK.
+        let ready = |page: String| page.contains("\"service_ready\":true") || page.ends_with("\r\n\r\nOK");
+        self.wait("the master", || self.get("/health").is_some_and(ready));
     }
 
     pub(crate) fn start_client(&mut self, i: usize) {

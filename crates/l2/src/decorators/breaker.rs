@@ -303,11 +303,7 @@ impl L2Store for BreakerStore {
                 self.call(OP, deadline, (keys, done), counted, |sink| self.inner.get(request, sink)).await;
             }
             Ok(None) => self.inner.get(request, done).await,
-            Err(e) => {
-                for (position, item) in request.items.into_iter().enumerate() {
-                    done.answer(position, Answer::Failed(e.clone(), Some(item.buf)));
-                }
-            }
+            Err(e) => request.refuse(&done, &e),
         }
     }
 
