@@ -3,7 +3,10 @@
 //! with eight threads, by its default engine, by a bare io_uring loop with registered memory and file, and by `fio` where
 //! it is installed. Last the whole adapter: batches to a full store of segments with its defaults, digests made and checked.
 //!
-//! `cargo bench -p kvstrata-benches --bench device [-- --dir DIR] [--rounds N] [--mib N] [--only WORD] [--figures FILE]`
+//! The memory has huge pages, as L1 has unless it is told otherwise: some devices, virtual ones above all, are several times as fast
+//! with them. `--pages 4k` is for machines where there are none to be had.
+//!
+//! `cargo bench -p kvstrata-benches --bench device [-- --dir DIR] [--rounds N] [--mib N] [--only WORD] [--pages 4k|huge] [--figures FILE]`
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -48,10 +51,8 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn new(bytes: usize) -> Result<Self> {
-        // As L1's memory is by default: a device takes pages of 4 KiB one by one.
-        let options =
-            RegionOptions { huge_pages: HugePages::Transparent, prefault: true, ..RegionOptions::default() };
+    fn new(bytes: usize, huge_pages: HugePages) -> Result<Self> {
+        let options = RegionOptions { huge_pages, prefault: true, ..RegionOptions::default() };
         let region = MmapRegion::new(bytes, &options).map_err(|e| e.to_string())?;
         let pool = Slab::new(vec![region]).map_err(|e| e.to_string())?.pool("bench", bytes as u64);
         Ok(Self { pool, bytes })
@@ -392,16 +393,22 @@ struct Args {
     rounds: usize,
     bytes: usize,
     only: String,
+    pages: HugePages,
     figures: Option<PathBuf>,
 }
 
 fn args() -> Result<Args> {
-    let flags = Flags::read(&["--dir", "--rounds", "--mib", "--only", "--figures"])?;
+    let flags = Flags::read(&["--dir", "--rounds", "--mib", "--only", "--pages", "--figures"])?;
     Ok(Args {
         dir: flags.path("--dir").unwrap_or_else(std::env::temp_dir),
         rounds: flags.number("--rounds", 7)?.max(1),
         bytes: flags.number("--mib", 256)?.max(64) << 20,
         only: flags.text("--only").unwrap_or_default().into(),
+        pages: match flags.text("--pages").unwrap_or("huge") {
+            "huge" => HugePages::Transparent,
+            "4k" => HugePages::None,
+            other => return Err(format!("--pages {other}: 4k or huge")),
+        },
         figures: flags.path("--figures"),
     })
 }
@@ -454,7 +461,7 @@ fn run() -> Result<()> {
 }
 
 fn measure(args: &Args, path: &Path) -> Result<Figures> {
-    let buffers = Arc::new(Buffers::new(args.bytes)?);
+    let buffers = Arc::new(Buffers::new(args.bytes, args.pages)?);
     {
         // Written once, so that no round is the first one.
         let disk = OsDisk::new(OsOptions::default()).map_err(|e| e.to_string())?;
