@@ -505,3 +505,28 @@ fn room_for_several_is_made_with_one_write_of_the_log() {
         assert_eq!(load(&store, n, LEN).expect("it is there"), payload(n, 0, LEN));
     }
 }
+
+/// Room enough, all of it beside objects that are being read: another one goes.
+#[test]
+fn what_lies_beside_every_hole_may_have_to_stay() {
+    const LARGE: usize = 600_000;
+    const SMALL: usize = 400_000;
+    let store =
+        Store::open(Arc::new(SimDisk::default()), slab(Path::new("/kv"), 1, 4 * MIB)).expect("the store");
+    let lens = [LARGE, SMALL, LARGE, SMALL, LARGE, LARGE, LARGE];
+    for (n, len) in (0..).zip(lens) {
+        store_payload(&store, n, 0, len).expect("room");
+    }
+    for n in [1, 3] {
+        assert!(store.hold(&key(n)).expect("a free key").remove(&key(n)).expect("a removal"));
+    }
+    let beside = [0, 2, 4, 6].map(|n| (key(n), object(n, &payload(n, 0, LARGE)).layout));
+    let pins: Vec<_> =
+        store.pin(&beside).expect("in service").into_iter().map(|pin| pin.expect("there")).collect();
+    assert_eq!(store_payload(&store, 7, 0, LARGE).expect("the sixth can go"), Stored::Written);
+    assert_eq!((store.usage().evicted, store.usage().objects), (1, 5));
+    drop(pins);
+    for n in [0, 2, 4, 6, 7] {
+        assert_eq!(load(&store, n, LARGE).expect("it is there"), payload(n, 0, LARGE));
+    }
+}

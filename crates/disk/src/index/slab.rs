@@ -84,7 +84,8 @@ impl<W> Index<W> {
     }
 
     /// Evicts so that `charge` bytes, or one object more, may find a place: what the policy says if bytes are missing, and
-    /// what lies in the way if they are only scattered. `None` if nothing more can go.
+    /// what lies in the way if they are only scattered; if that has to stay, what the policy says again. `None` if nothing more
+    /// can go.
     pub(crate) fn make_place(&mut self, charge: u64, asker: Asker) -> Option<Vec<Leaving>> {
         let short = charge.saturating_sub(self.extents().free_units() * UNIT);
         let short = if self.is_crowded() { short.max(1) } else { short };
@@ -92,7 +93,9 @@ impl<W> Index<W> {
             return self.evict_places(short, asker).map(|(leaving, _)| leaving);
         }
         let may = |slot: u32| self.may_go(slot, asker);
-        let slots = self.extents.as_ref()?.in_the_way(units(charge), may)?;
+        let Some(slots) = self.extents.as_ref()?.in_the_way(units(charge), may) else {
+            return self.evict_places(charge, asker).map(|(leaving, _)| leaving);
+        };
         self.evicted += slots.len() as u64;
         Some(slots.into_iter().map(|slot| self.vacate(slot, Removal::Evicted)).collect())
     }
