@@ -153,7 +153,7 @@ fn half_an_object_is_a_miss_and_replaced() {
 
 /// The pool is full: what had no room says so, with when to come again, and loads go on; when room comes, stores do too. What was
 /// stored is there, but for what the master itself says it gave up since: a release may do that as soon as a store fails, and
-/// before 0.3.11 it does.
+/// 0.3.10 does.
 fn a_full_pool_declines_and_recovers() {
     let cluster = Cluster::start("64MB");
     let rig = Rig::open(&cluster.config(), 256 << 20).expect("an adapter");

@@ -197,6 +197,7 @@ mod tests {
             u32::from_le_bytes(*message.first_chunk().unwrap()) & !1
         };
         let mut hashes: Vec<u32> = ALL.iter().map(hash).collect();
+        hashes.sort_unstable();
         hashes.dedup();
         assert_eq!(hashes.len(), ALL.len());
         let mut releases = ALL.map(|p| p.since).to_vec();
