@@ -151,7 +151,9 @@ fn half_an_object_is_a_miss_and_replaced() {
     rig.finish();
 }
 
-/// The pool is full: what had no room says so, with when to come again, and loads go on; when room comes, stores do too.
+/// The pool is full: what had no room says so, with when to come again, and loads go on; when room comes, stores do too. What was
+/// stored is there, but for what the master itself says it gave up since: a release may do that as soon as a store fails, and
+/// 0.3.10 does.
 fn a_full_pool_declines_and_recovers() {
     let cluster = Cluster::start("64MB");
     let rig = Rig::open(&cluster.config(), 256 << 20).expect("an adapter");
@@ -170,12 +172,20 @@ fn a_full_pool_declines_and_recovers() {
         assert_eq!((e.kind(), matches!(e.retry(), Retry::After(_))), (ErrorKind::NoSpace, true), "{e}");
     }
     let loaded = rig.get(&stored, 4 << 20, Duration::from_secs(60));
-    assert!(loaded.iter().all(std::result::Result::is_ok), "loads go on in a full pool: {loaded:?}");
+    let given_up = cluster.metric("master_evicted_key_count").expect("the master's count");
+    let lost: Vec<_> = loaded.iter().filter_map(|l| l.as_ref().err()).collect();
+    assert!(lost.iter().all(|why| *why == Miss::Absent.name()), "what is given up is a miss: {loaded:?}");
+    assert!(
+        lost.len() as f64 <= given_up && lost.len() < stored.len(),
+        "loads go on in a full pool of which {given_up} objects were given up: {loaded:?}"
+    );
+    let kept: Vec<_> =
+        stored.iter().zip(&loaded).filter(|(_, l)| l.is_ok()).map(|(k, _)| k.clone()).collect();
     let gone: Vec<_> = all.iter().filter(|k| !stored.contains(k)).cloned().collect();
     assert!(rig.found(&gone).into_iter().all(|f| !f.expect("a probe")), "what was declined is not there");
     let deadline = rig.within(Duration::from_secs(20));
     let remove = rig.adapter.remove.as_ref().expect("the ability");
-    let removed = rig.runtime.block_on(remove.remove(stored.as_slice().into(), deadline));
+    let removed = rig.runtime.block_on(remove.remove(kept.as_slice().into(), deadline));
     assert!(removed.into_iter().all(|r| r.expect("a removal")), "leased objects are removed too");
     let answers = rig.put(&gone[..1], 4 << 20);
     assert!(answers[0].is_ok(), "room came back: {answers:?}");

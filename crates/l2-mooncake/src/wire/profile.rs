@@ -9,8 +9,19 @@ pub(crate) struct Profile {
     pub(crate) since: &'static str,
     /// The fields of the replication settings that come with a put, in order, each with the value that is sent.
     config: &'static [Field],
-    /// Whether data calls and registrations name a device.
-    device: bool,
+    /// Where data calls and registrations name a device.
+    device: Device,
+}
+
+/// A device is named by its number, of which −1 is host memory.
+#[derive(Clone, Copy, Debug)]
+enum Device {
+    /// Nowhere.
+    None,
+    /// In data calls, and in the last four bytes of a registration, behind the mark of a local buffer.
+    Last,
+    /// In data calls, and in a registration before the mark of a local buffer.
+    First,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +42,7 @@ use Field::{Bool, NoTexts, NoU64, Preferred, Text, Texts, U8, U64};
 /// The newest first. Fields in words: replicas (always one; a second number counts those over NVMe-oF, a third those in a file system),
 /// pins (soft, hard), preferred segments, a preferred segment of old, segments over NVMe-oF, allocation on the same node, the
 /// kind of the data, the host, and groups.
-pub(crate) const ALL: [Profile; 4] = [
+pub(crate) const ALL: [Profile; 5] = [
     Profile {
         since: "0.3.13",
         config: &[
@@ -49,7 +60,7 @@ pub(crate) const ALL: [Profile; 4] = [
             Text,
             NoTexts,
         ],
-        device: true,
+        device: Device::First,
     },
     Profile {
         since: "0.3.12",
@@ -66,15 +77,27 @@ pub(crate) const ALL: [Profile; 4] = [
             Text,
             NoTexts,
         ],
-        device: true,
+        device: Device::First,
     },
     Profile {
         since: "0.3.11",
         config: &[U64(1), U64(0), Bool(false), Bool(false), Preferred, Text, Texts, Bool(false), U8(0)],
-        device: true,
+        device: Device::First,
     },
-    Profile { since: "0.3.10", config: &[U64(1), Bool(false), Preferred, Text, Bool(false)], device: false },
+    Profile {
+        since: "0.3.10.post1",
+        config: &[U64(1), Bool(false), Bool(false), Preferred, Text, Bool(false)],
+        device: Device::Last,
+    },
+    Profile {
+        since: "0.3.10",
+        config: &[U64(1), Bool(false), Preferred, Text, Bool(false)],
+        device: Device::None,
+    },
 ];
+
+/// The device that is host memory.
+const HOST: i32 = -1;
 
 /// A client's id on the wire.
 pub(crate) type ClientId = (u64, u64);
@@ -136,10 +159,9 @@ impl Profile {
             fields.push(self.config_type());
             self.write_config(&mut w, preferred);
         }
-        if self.device {
+        if !matches!(self.device, Device::None) {
             fields.push(Type::I32);
-            // Host memory.
-            w.i32(-1);
+            w.i32(HOST);
         }
         fields.push(client_id());
         write_client_id(&mut w, client);
@@ -153,9 +175,12 @@ impl Profile {
         for (at, word) in [client.0, client.1, base, len].into_iter().enumerate() {
             message[at * 8..][..8].copy_from_slice(&word.to_ne_bytes());
         }
-        if self.device {
-            message[32..36].copy_from_slice(&(-1i32).to_ne_bytes());
-        }
+        let at = match self.device {
+            Device::None => return message,
+            Device::Last => 36,
+            Device::First => 32,
+        };
+        message[at..][..4].copy_from_slice(&HOST.to_ne_bytes());
         message
     }
 }
@@ -172,6 +197,7 @@ mod tests {
             u32::from_le_bytes(*message.first_chunk().unwrap()) & !1
         };
         let mut hashes: Vec<u32> = ALL.iter().map(hash).collect();
+        hashes.sort_unstable();
         hashes.dedup();
         assert_eq!(hashes.len(), ALL.len());
         let mut releases = ALL.map(|p| p.since).to_vec();
@@ -183,10 +209,9 @@ mod tests {
     fn a_registration_names_its_client_and_its_arena() {
         let new = ALL[0].registration((1, 2), 3, 4);
         assert_eq!((new[0], new[8], new[16], new[24], &new[32..36]), (1, 2, 3, 4, &[0xff; 4][..]));
-        assert_eq!(
-            ALL[3].registration((1, 2), 3, 4)[32..],
-            [0; 8],
-            "an old one says that it is no local buffer"
-        );
+        assert_eq!(new[36], 0, "and says that it is no local buffer");
+        let between = ALL[3].registration((1, 2), 3, 4);
+        assert_eq!((&between[32..36], &between[36..]), (&[0; 4][..], &[0xff; 4][..]));
+        assert_eq!(ALL[4].registration((1, 2), 3, 4)[32..], [0; 8], "an old one names no device");
     }
 }
