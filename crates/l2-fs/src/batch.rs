@@ -260,8 +260,8 @@ impl<D: Disk> CompletionSink<D::File> for Reads<D> {
 /// Whoever is answered may check a digest, which takes longer than the device does. Requests of more than this many bytes are
 /// answered by several threads, and the one that completes transfers goes on with those.
 const FEW_BYTES: usize = 1 << 20;
-/// So many that wait are worth one more thread.
-const WORTH_A_THREAD: usize = 8;
+/// So many bytes that wait are worth one more thread.
+const WORTH_A_THREAD: usize = 512 << 10;
 
 /// Reads that have ended, for the threads that answer them.
 struct Answers<D: Disk> {
@@ -272,25 +272,28 @@ struct Answers<D: Disk> {
 
 struct Due<D: Disk> {
     reads: VecDeque<Read<D>>,
+    /// Of all of them.
+    bytes: usize,
     threads: usize,
 }
 
 impl<D: Disk> Default for Due<D> {
     fn default() -> Self {
-        Self { reads: VecDeque::new(), threads: 0 }
+        Self { reads: VecDeque::new(), bytes: 0, threads: 0 }
     }
 }
 
 impl<D: Disk> Answers<D> {
     fn push(self: &Arc<Self>, read: Read<D>) {
         let mut due = self.due.lock();
+        due.bytes += read.buf.len();
         due.reads.push_back(read);
         self.call(due);
     }
 
     /// Calls a thread if there are too few.
     fn call(self: &Arc<Self>, mut due: MutexGuard<'_, Due<D>>) {
-        if due.threads >= self.threads.min(due.reads.len().div_ceil(WORTH_A_THREAD)) {
+        if due.threads >= self.threads.min(due.bytes.div_ceil(WORTH_A_THREAD)) {
             return;
         }
         due.threads += 1;
@@ -308,10 +311,16 @@ struct Answering<D: Disk>(Arc<Answers<D>>);
 
 impl<D: Disk> Answering<D> {
     fn run(self) {
-        // Not in the loop's condition: the lock would be held meanwhile.
-        while let Some(read) = { self.0.due.lock().reads.pop_front() } {
+        while let Some(read) = self.next() {
             read.answer(&self.0.store);
         }
+    }
+
+    fn next(&self) -> Option<Read<D>> {
+        let mut due = self.0.due.lock();
+        let read = due.reads.pop_front()?;
+        due.bytes -= read.buf.len();
+        Some(read)
     }
 }
 
