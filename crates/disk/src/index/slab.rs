@@ -89,15 +89,15 @@ impl<W> Index<W> {
     pub(crate) fn make_place(&mut self, charge: u64, asker: Asker) -> Option<Vec<Leaving>> {
         let short = charge.saturating_sub(self.extents().free_units() * UNIT);
         let short = if self.is_crowded() { short.max(1) } else { short };
-        if short > 0 {
-            return self.evict_places(short, asker).map(|(leaving, _)| leaving);
+        if short == 0 {
+            let may = |slot: u32| self.may_go(slot, asker);
+            if let Some(slots) = self.extents.as_ref()?.in_the_way(units(charge), may) {
+                self.evicted += slots.len() as u64;
+                return Some(slots.into_iter().map(|slot| self.vacate(slot, Removal::Evicted)).collect());
+            }
         }
-        let may = |slot: u32| self.may_go(slot, asker);
-        let Some(slots) = self.extents.as_ref()?.in_the_way(units(charge), may) else {
-            return self.evict_places(charge, asker).map(|(leaving, _)| leaving);
-        };
-        self.evicted += slots.len() as u64;
-        Some(slots.into_iter().map(|slot| self.vacate(slot, Removal::Evicted)).collect())
+        let bytes = if short > 0 { short } else { charge };
+        self.evict_places(bytes, asker).map(|(leaving, _)| leaving)
     }
 
     /// Evicts so that there is room for each of these objects, of so many bytes and being written in that slot, in this order

@@ -10,9 +10,9 @@ use std::time::Duration;
 use kvstrata_core::{Clock, Instant};
 
 use super::fixed::{Buffers, Files, Known};
-use super::neighbours::{self, Neighbour};
+use super::neighbours::{Neighbour, Row};
 use super::pieces::{Next, Piece, Progress};
-use super::sys::{Memory, Ring, Transfer, bin};
+use super::sys::{Memory, Ring, Transfer, bin, place};
 use super::{Command, Shared, Sink};
 use crate::budget::{Begun, Budget};
 use crate::os::OsFile;
@@ -168,18 +168,17 @@ impl Driver {
             let (number, piece) = parts[0];
             let op = &self.ops.get(number).op;
             let (at, len) = piece.range(op.file.direct);
-            neighbours::Row::new(op.offset + at as u64, len, read, op.file.direct)
+            Row::new(op.offset + at as u64, len, read, op.file.direct)
         };
         while let Some(&next) = self.waiting[usize::from(!read)].front() {
             let file = &self.ops.get(parts[0].0).op.file;
             let Live { op, .. } = self.ops.get(next);
-            let fits = Arc::ptr_eq(file, &op.file)
-                && row.takes(Neighbour { offset: op.offset, len: op.len })
-                && self.budget.admits(read, row.len() + op.len, due);
-            if !fits {
+            let longer = row.with(Neighbour { offset: op.offset, len: op.len });
+            let longer = longer.filter(|_| Arc::ptr_eq(file, &op.file));
+            let Some(longer) = longer.filter(|longer| self.budget.admits(read, longer.len(), due)) else {
                 break;
-            }
-            row.add(Neighbour { offset: op.offset, len: op.len });
+            };
+            row = longer;
             parts.push((next, self.ops.get_mut(next).progress.cut()));
             self.cut_up(read);
         }
@@ -212,11 +211,11 @@ impl Driver {
             for &(number, piece) in &parts {
                 let (at, len) = piece.range(file.direct);
                 if gap > 0 && !several.is_empty() {
-                    several.push((bin(), gap));
+                    several.push(place(bin(), gap));
                 }
-                several.push((self.memory(number, at), len));
+                several.push(place(self.memory(number, at), len));
             }
-            let len = several.iter().map(|(_, len)| len).sum();
+            let len = several.iter().map(|place| place.iov_len).sum();
             (Memory::Several(several), len)
         };
         let more = self.waiting.iter().any(|w| !w.is_empty());

@@ -20,7 +20,7 @@ pub(super) struct Neighbour {
 }
 
 /// Operations on one file in the same direction, none of them overlapping another.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Row {
     /// Where the last one ends.
     end: u64,
@@ -41,34 +41,28 @@ impl Row {
         Self { end: offset + len as u64, len, operations: 1, gap: None, shortest: len, read, direct }
     }
 
-    /// The gap before the next one, if it can be part of the row.
-    fn fits(&self, next: Neighbour) -> Option<usize> {
+    /// The row that it is with the next operation, if that can be part of it.
+    pub(super) fn with(self, next: Neighbour) -> Option<Self> {
         let gap = usize::try_from(next.offset.checked_sub(self.end)?).ok()?;
-        let wanted = self.gap.unwrap_or(gap);
+        let shortest = self.shortest.min(next.len);
         let may = match gap {
             0 => true,
             // As long as a page, so that what follows lies as a direct read demands it.
-            BIN => self.read && self.shortest.min(next.len) >= WORTH * BIN,
+            BIN => self.read && shortest >= WORTH * BIN,
             _ => false,
         };
+        let same_gap = self.gap.is_none_or(|wanted| gap == wanted);
         let whole_blocks = !self.direct || self.end.is_multiple_of(BIN as u64);
-        let small = self.len + gap + next.len <= PIECE && self.operations < MOST;
-        (gap == wanted && may && whole_blocks && small && next.len > 0).then_some(gap)
-    }
-
-    /// Whether the next operation can be part of it.
-    pub(super) fn takes(&self, next: Neighbour) -> bool {
-        self.fits(next).is_some()
-    }
-
-    /// Adds one that it takes.
-    pub(super) fn add(&mut self, next: Neighbour) {
-        let gap = self.fits(next).expect("asked before");
-        self.gap = Some(gap);
-        self.end = next.offset + next.len as u64;
-        self.len += gap + next.len;
-        self.operations += 1;
-        self.shortest = self.shortest.min(next.len);
+        let len = self.len + gap + next.len;
+        let small = len <= PIECE && self.operations < MOST;
+        (may && same_gap && whole_blocks && small && next.len > 0).then_some(Self {
+            end: next.offset + next.len as u64,
+            len,
+            operations: self.operations + 1,
+            gap: Some(gap),
+            shortest,
+            ..self
+        })
     }
 
     /// Bytes of all of them, gaps included.
@@ -92,47 +86,51 @@ mod tests {
         Neighbour { offset: offset as u64, len }
     }
 
+    fn takes(row: Row, next: Neighbour) -> bool {
+        row.with(next).is_some()
+    }
+
     #[test]
     fn what_follows_directly_goes_along_up_to_a_piece() {
         for read in [false, true] {
             let mut row = Row::new(0, 64 * KIB, read, true);
             let mut end = 64 * KIB;
-            while row.takes(at(end, 68 * KIB)) {
-                row.add(at(end, 68 * KIB));
+            while let Some(longer) = row.with(at(end, 68 * KIB)) {
+                row = longer;
                 end += 68 * KIB;
             }
             assert_eq!((row.len(), row.gap()), (64 * KIB + 14 * 68 * KIB, 0));
-            assert!(row.takes(at(end, PIECE - row.len())) && !row.takes(at(end, PIECE - row.len() + 1)));
-            assert!(!row.takes(at(end + 4 * KIB, 4 * KIB)) && !row.takes(at(end - 4 * KIB, 4 * KIB)));
-            assert!(!row.takes(at(end, 0)));
+            assert!(takes(row, at(end, PIECE - row.len())) && !takes(row, at(end, PIECE - row.len() + 1)));
+            assert!(!takes(row, at(end + 4 * KIB, 4 * KIB)) && !takes(row, at(end - 4 * KIB, 4 * KIB)));
+            assert!(!takes(row, at(end, 0)));
         }
     }
 
     #[test]
     fn reads_of_some_length_go_over_gaps_of_a_page() {
         let next = at(68 * KIB, 64 * KIB);
-        assert!(!Row::new(0, 64 * KIB, false, true).takes(next), "a write has nothing to put there");
-        assert!(!Row::new(56 << 10, 8 * KIB, true, true).takes(next), "too much of it would be in vain");
-        assert!(!Row::new(0, 60 * KIB, true, true).takes(next), "two pages");
-        let mut row = Row::new(0, 64 * KIB, true, true);
-        row.add(next);
+        assert!(!takes(Row::new(0, 64 * KIB, false, true), next), "a write has nothing to put there");
+        assert!(!takes(Row::new(56 << 10, 8 * KIB, true, true), next), "too much of it would be in vain");
+        assert!(!takes(Row::new(0, 60 * KIB, true, true), next), "two pages");
+        let row = Row::new(0, 64 * KIB, true, true);
+        let row = row.with(next).expect("they are long enough");
         assert_eq!((row.len(), row.gap()), (132 * KIB, 4 * KIB));
-        assert!(!row.takes(at(132 * KIB, 64 * KIB)), "one gap is as long as the other");
-        assert!(row.takes(at(136 * KIB, 64 * KIB)));
+        assert!(!takes(row, at(132 * KIB, 64 * KIB)), "one gap is as long as the other");
+        assert!(takes(row, at(136 * KIB, 64 * KIB)));
     }
 
     #[test]
     fn a_direct_transfer_ends_a_row_in_the_middle_of_a_block() {
-        assert!(!Row::new(0, 100, false, true).takes(at(100, 100)));
-        assert!(Row::new(0, 100, false, false).takes(at(100, 100)));
+        assert!(!takes(Row::new(0, 100, false, true), at(100, 100)));
+        assert!(takes(Row::new(0, 100, false, false), at(100, 100)));
     }
 
     #[test]
     fn a_row_has_so_many_operations_at_most() {
         let mut row = Row::new(0, 1, false, false);
         for i in 1..MOST {
-            row.add(at(i, 1));
+            row = row.with(at(i, 1)).expect("they follow each other");
         }
-        assert!(!row.takes(at(MOST, 1)));
+        assert!(!takes(row, at(MOST, 1)));
     }
 }

@@ -69,7 +69,12 @@ pub(super) enum Memory {
         buffer: Option<u16>,
     },
     /// In several, in this order.
-    Several(Vec<(NonNull<u8>, usize)>),
+    Several(Vec<libc::iovec>),
+}
+
+/// One of several places.
+pub(super) fn place(at: NonNull<u8>, len: usize) -> libc::iovec {
+    libc::iovec { iov_base: at.as_ptr().cast(), iov_len: len }
 }
 
 /// A ring that only the thread that made it uses.
@@ -166,16 +171,10 @@ impl Ring {
                 if self.lists.len() <= at {
                     self.lists.resize_with(at + 1, Vec::new);
                 }
-                let list = &mut self.lists[at];
-                list.clear();
-                list.extend(
-                    places
-                        .iter()
-                        .map(|(at, len)| libc::iovec { iov_base: at.as_ptr().cast(), iov_len: *len }),
-                );
+                self.lists[at] = places;
                 // The list stays where it is until the number is used again. The kernel looks at it no later than when it
                 // takes the entry.
-                several(t.read, t.file, t.offset, list)
+                several(t.read, t.file, t.offset, &self.lists[at])
             }
         };
         // SAFETY: the caller's promise.
