@@ -5,6 +5,7 @@
 //! `cargo bench -p kvstrata-benches --bench slab [-- --dir DIR] [--gib N] [--rounds N] [--objects N,N] [--figures FILE]`
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -36,7 +37,7 @@ impl Args {
         let objects = objects.split(',').filter(|n| !n.is_empty());
         Ok(Self {
             dir: flags.path("--dir").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()),
-            gib: flags.number("--gib", 1)?,
+            gib: flags.number("--gib", 4)?,
             rounds: flags.number("--rounds", 5)?,
             objects: objects
                 .map(|n| n.parse().map_err(|e| format!("--objects {n}: {e}")))
@@ -130,6 +131,14 @@ fn mount_of(dir: &Path) -> String {
     of.map_or_else(|| "unknown".into(), |(_, kind, options)| format!("{kind} ({options})"))
 }
 
+/// Waits until the device has all that was written: nobody begins with what another one left in the page cache, and what
+/// goes for new objects was written for good, as it is in a store that is larger than memory.
+fn settle(dir: &Path) {
+    let dir = std::fs::File::open(dir).expect("it was made");
+    // SAFETY: a descriptor that is open.
+    assert_eq!(unsafe { libc::syncfs(dir.as_raw_fd()) }, 0, "{}", io::Error::last_os_error());
+}
+
 fn churn(args: &Args) -> Figures {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build();
     let runtime = runtime.expect("a runtime");
@@ -157,7 +166,9 @@ fn churn(args: &Args) -> Figures {
         let objects = (args.gib * 1024 / 4).next_multiple_of(BATCH);
         let (mut a, mut b) = (vec![], vec![]);
         for _ in 0..args.rounds {
+            settle(&args.dir);
             a.push(slab.store(&runtime, objects));
+            settle(&args.dir);
             b.push(files.store(&runtime, objects));
         }
         let ratio = median(a.iter().zip(&b).map(|(a, b)| b / a).collect());
