@@ -514,16 +514,17 @@ fn measure(args: &Args, path: &Path) -> Result<Figures> {
                     }
                 }
             }
+            let speed = |at: usize| median(figures[at].0.clone());
             let mut rows: Vec<(String, f64, f64, Option<f64>)> = Vec::new();
             for (at, (gbps, cost)) in figures.iter().enumerate() {
-                // The ratio of each round to the best of the other engines in it.
-                let ratio = (0..args.rounds).map(|r| {
-                    let best = (0..raw).filter(|o| *o != at).map(|o| figures[o].0[r]).fold(0.0, f64::max);
-                    gbps[r] / best
-                });
+                // The best of the other engines is the one with the best median: the fastest of each round would be whoever was
+                // lucky then.
+                let others = (0..raw).filter(|other| *other != at);
+                let best = others.max_by(|a, b| speed(*a).total_cmp(&speed(*b))).expect("several engines");
+                let ratio = (0..args.rounds).map(|r| gbps[r] / figures[best].0[r]);
                 rows.push((
                     movers[at].name().into(),
-                    median(gbps.clone()),
+                    speed(at),
                     median(cost.clone()),
                     Some(median(ratio.collect())),
                 ));

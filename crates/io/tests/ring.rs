@@ -162,18 +162,23 @@ fn neighbours_go_together_and_answer_for_themselves() -> Result<Ended, Failed> {
             Err(e) if direct => return Ok(Ended::ignored_with(format!("no direct files: {e}"))),
             file => Arc::new(file?),
         };
+        // Where a part lies, and how long it is.
+        let place = |part: usize| {
+            let len = if part.is_multiple_of(2) { HEADER } else { LEN };
+            (part / 2 * OBJECT + part % 2 * HEADER, len)
+        };
         let write = |file: &Arc<OsFile>, part: usize| {
-            let (object, len) = (part / 2, if part.is_multiple_of(2) { HEADER } else { LEN });
-            let offset = (object * OBJECT + part % 2 * HEADER) as u64;
+            let (offset, len) = place(part);
             let mut buf = pool.reserve(len, 4096).expect("room");
             buf.as_mut_slice().expect("host memory").fill(part as u8 + 1);
-            IoOp { tag: part as u64, file: Arc::clone(file), offset, len, buf: IoBuf::Write(buf.seal(len)) }
+            let (file, buf) = (Arc::clone(file), IoBuf::Write(buf.seal(len)));
+            IoOp { tag: part as u64, file, offset: offset as u64, len, buf }
         };
         let reads = || {
-            (0..OBJECTS).map(|object| {
-                let buf = IoBuf::Read(pool.reserve(LEN, 4096).expect("room"));
-                let offset = (object * OBJECT + HEADER) as u64;
-                IoOp { tag: object as u64, file: Arc::clone(&file), offset, len: LEN, buf }
+            (0..2 * OBJECTS).map(|part| {
+                let (offset, len) = place(part);
+                let buf = IoBuf::Read(pool.reserve(len, 4096).expect("room"));
+                IoOp { tag: part as u64, file: Arc::clone(&file), offset: offset as u64, len, buf }
             })
         };
         let transfers = |ops: Vec<IoOp<OsFile>>| {
@@ -191,29 +196,23 @@ fn neighbours_go_together_and_answer_for_themselves() -> Result<Ended, Failed> {
             assert_eq!(done.result.expect("a write"), done.op.len);
         }
         let is = |done: Completion<OsFile>, len: usize| {
-            assert_eq!(done.result.expect("a read"), len, "object {}", done.op.tag);
-            let (wanted, IoBuf::Read(mut buf)) = (2 * done.op.tag as u8 + 2, done.op.buf) else {
+            assert_eq!(done.result.expect("a read"), len, "part {}", done.op.tag);
+            let (wanted, IoBuf::Read(mut buf)) = (done.op.tag as u8 + 1, done.op.buf) else {
                 panic!("a read")
             };
             assert!(buf.as_mut_slice().expect("host memory")[..len].iter().all(|byte| *byte == wanted));
         };
         let (n, read) = transfers(reads().collect());
-        assert_eq!(n, 1, "the payloads, over the headers between them");
-        read.into_iter().for_each(|done| is(done, LEN));
+        assert_eq!(n, 1, "headers and payloads of all objects");
+        read.into_iter().enumerate().for_each(|(part, done)| is(done, place(part).1));
 
         // The file ends in the payload of the seventh.
-        let (whole, rest) = (6, 10_000);
-        disk.set_len(&file, (whole * OBJECT + HEADER + rest) as u64)?;
+        let end = 6 * OBJECT + HEADER + 10_000;
+        disk.set_len(&file, end as u64)?;
         let (_, read) = transfers(reads().collect());
-        for (object, done) in read.into_iter().enumerate() {
-            is(
-                done,
-                match object.cmp(&whole) {
-                    std::cmp::Ordering::Less => LEN,
-                    std::cmp::Ordering::Equal => rest,
-                    std::cmp::Ordering::Greater => 0,
-                },
-            );
+        for (part, done) in read.into_iter().enumerate() {
+            let (offset, len) = place(part);
+            is(done, end.saturating_sub(offset).min(len));
         }
 
         let file = Arc::new(disk.open(&path, Open { direct, ..Open::default() })?);

@@ -226,12 +226,10 @@ impl<D: Disk> Incoming<D> {
     }
 
     /// Has them read. What becomes of them is told by at most `threads` of the engine's threads.
-    pub(crate) fn submit(mut self, store: &Arc<Store<D>>, threads: usize) {
+    pub(crate) fn submit(self, store: &Arc<Store<D>>, threads: usize) {
         if self.ops.is_empty() {
             return;
         }
-        // What was stored together lies together: the engine reads it with few requests.
-        self.ops.sort_by_key(|op| (Arc::as_ptr(&op.file), op.offset));
         let answers = Arc::new(Answers { store: Arc::clone(store), threads, due: Mutex::default() });
         let few = self.ops.iter().map(|op| op.len).sum::<usize>() <= FEW_BYTES;
         let reads = Arc::new(Reads { all: Mutex::new(self.reading), answers, few });

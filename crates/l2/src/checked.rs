@@ -100,8 +100,8 @@ impl L2Store for CheckedStore {
         let mut accepted = Vec::with_capacity(items.len());
         for (position, mut item) in items.into_iter().enumerate() {
             let kind = item.buf.region().kind();
-            let fit =
-                judge.fits(OP, &item.key, &item.layout, item.buf.len(), kind, seen.insert(item.key.clone()));
+            let first = seen.insert(item.key.fingerprint());
+            let fit = judge.fits(OP, &item.key, &item.layout, item.buf.len(), kind, first);
             if judge.verify == Verify::On && item.digest == PutDigest::None && kind != RegionKind::Device {
                 item.digest = PutDigest::Due;
             }
@@ -137,8 +137,8 @@ impl L2Store for CheckedStore {
         let mut accepted = Vec::with_capacity(items.len());
         for (position, item) in items.into_iter().enumerate() {
             let kind = item.buf.region().kind();
-            match judge.fits(OP, &item.key, &item.layout, item.buf.len(), kind, seen.insert(item.key.clone()))
-            {
+            let first = seen.insert(item.key.fingerprint());
+            match judge.fits(OP, &item.key, &item.layout, item.buf.len(), kind, first) {
                 Ok(()) => accepted.push((position, item)),
                 Err(e) => {
                     CheckStats::add(&judge.stats.refused, 1);

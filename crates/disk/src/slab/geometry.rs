@@ -9,8 +9,8 @@ pub(crate) const UNIT: u64 = 4096;
 pub(crate) const LEAST: u64 = 128 << 10;
 /// A log record with its longest scope fits in so many bytes.
 const LEAST_LOG: u64 = UNIT;
-/// The log is written anew before it is longer: reading it is what a start waits for.
-const MOST_LOG: u64 = 64 << 20;
+/// No log is longer: a start has all of it in memory.
+pub(super) const MOST_LOG: u64 = 1 << 30;
 const SEGMENTS: std::ops::RangeInclusive<u64> = 1 << 30..=4 << 30;
 
 /// The parts of a store, in bytes. All are multiples of 4096.
@@ -41,7 +41,7 @@ impl Geometry {
         let described = down((capacity / 64).max(64 << 10).max(16 * block));
         let manifest = down(if described >= 1 << 20 { 32 << 10 } else { 8 << 10 }).max(block);
         let rest = described - 2 * manifest;
-        let log = down((rest / 8).min(MOST_LOG)).max(LEAST_LOG).max(block);
+        let log = down((rest / 4).min(MOST_LOG)).max(LEAST_LOG).max(block);
         let snapshot = down((rest - 2 * log) / 2);
         let segment = segment
             .unwrap_or_else(|| (capacity / 64).next_power_of_two().clamp(*SEGMENTS.start(), *SEGMENTS.end()));

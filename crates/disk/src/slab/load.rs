@@ -7,6 +7,7 @@ use kvstrata_core::{Error, ErrorKind, Result};
 use kvstrata_io::{Disk, Open};
 
 use super::format::{Record, Replayed, SLOT, replay};
+use super::geometry::MOST_LOG;
 use super::pages::{PAGE, Pages, SnapshotHead};
 use super::{File, log_name, parse_name, snapshot_name};
 use crate::index::Object;
@@ -16,8 +17,6 @@ const OP: &str = "read index";
 const PIECE: usize = 256 << 10;
 /// Bytes whose objects are handed on together.
 const GROUP: usize = 4 * PAGE;
-/// A log is never that long.
-const MOST_LOG: u64 = 1 << 30;
 
 /// What there was to read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

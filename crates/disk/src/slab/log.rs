@@ -68,6 +68,10 @@ pub(crate) struct Writer<D: Disk> {
     scopes: HashMap<usize, (u32, Arc<KeyScope>)>,
 }
 
+/// The log of a store with so many objects has one record at most. Fewer would be read sooner by a start; but with each new log
+/// all objects are written, 146 bytes each, which is 4 % of what is stored where objects have 64 KiB.
+pub(super) const OBJECTS_TO_A_RECORD: u64 = 8;
+
 enum NotWritten {
     /// The log is as long as it may be.
     Full,
@@ -361,7 +365,7 @@ impl<D: Disk> Store<D> {
         Ok(())
     }
 
-    /// Whether the log is worth being written anew.
+    /// Whether the log is worth being written anew: it is nearly full, or takes a start a while.
     pub(crate) fn compaction_is_due(&self) -> bool {
         /// Records that a start reads in a blink.
         const FEW: u64 = 1 << 16;
@@ -369,6 +373,7 @@ impl<D: Disk> Store<D> {
         let Some(writer) = slab.writer.try_lock() else { return false };
         let (records, at) = (writer.records, writer.at);
         drop(writer);
-        at > slab.geometry.log / 2 && records > 0 || records > FEW.max(self.index.lock().len() as u64 / 4)
+        at > slab.geometry.log / 4 * 3 && records > 0
+            || records > FEW.max(self.index.lock().len() as u64 / OBJECTS_TO_A_RECORD)
     }
 }

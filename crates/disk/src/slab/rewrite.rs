@@ -8,6 +8,7 @@ use kvstrata_io::{Disk, Open, SimDisk, SimOptions};
 use kvstrata_l2::Found;
 
 use super::format::{Record, SlotAt, extent_of, get, log_head, push_record, push_scope, replay, scope_text};
+use super::log::OBJECTS_TO_A_RECORD;
 use super::pages::{PAGE, Pages, SnapshotHead};
 use super::snapshot::{SnapshotWriter, Tables};
 use super::{DIR, Geometry, Segments, log_name, snapshot_name};
@@ -67,7 +68,7 @@ pub fn rewrite_snapshot(bytes: &[u8], store_id: u128) -> Result<Vec<u8>> {
 }
 
 /// Makes a store of segments of which only the index is written: `objects` objects with the keys and payload lengths that
-/// `nth` says, one after the other, a hundredth of them in the log. Returns the bytes of the index.
+/// `nth` says, one after the other, as many of them in the log as it ever has. Returns the bytes of the index.
 ///
 /// # Errors
 /// `Invalid` if they do not fit, and what the disk says.
@@ -108,7 +109,7 @@ pub fn generate_index<D: Disk>(
         Ok(Object { key, found, place, generation: n + 1, charge, used_at: n })
     };
     let new = Open { write: true, create_new: true, ..Open::default() };
-    let in_snapshot = objects - objects / 100;
+    let in_snapshot = objects - objects / OBJECTS_TO_A_RECORD;
     let mut tables = Tables::default();
     let first = object(0)?;
     tables.collect(&first);

@@ -12,7 +12,7 @@ use kvstrata_core::{Clock, Instant};
 use super::fixed::{Buffers, Files, Known};
 use super::neighbours::{Neighbour, Row};
 use super::pieces::{Next, Piece, Progress};
-use super::sys::{Memory, Ring, Transfer, bin, place};
+use super::sys::{Memory, Ring, Transfer, place};
 use super::{Command, Shared, Sink};
 use crate::budget::{Begun, Budget};
 use crate::os::OsFile;
@@ -52,8 +52,6 @@ struct Live {
 struct UnderWay {
     /// One piece, or whole neighbours in the file.
     parts: Vec<(usize, Piece)>,
-    /// Bytes between any two of them.
-    gap: usize,
     begun: Begun,
     since: Instant,
 }
@@ -136,7 +134,7 @@ impl Driver {
         let now = self.clock.now();
         while self.under_way.len() < self.depth {
             if let Some(part) = self.again.pop_front() {
-                self.ask(vec![part], 0, now);
+                self.ask(vec![part], now);
                 continue;
             }
             let writes = !self.waiting[1].is_empty();
@@ -152,23 +150,21 @@ impl Driver {
             let progress = &mut self.ops.get_mut(op).progress;
             let piece = progress.cut();
             let mut parts = vec![(op, piece)];
-            let mut gap = 0;
             if progress.next_len() == 0 {
                 self.cut_up(read);
-                gap = self.add_neighbours(read, due, &mut parts);
+                self.add_neighbours(read, due, &mut parts);
             }
-            self.ask(parts, gap, now);
+            self.ask(parts, now);
         }
     }
 
-    /// Takes those that wait next along, as far as they go on in the file where the one before ends. Says what lies between
-    /// them.
-    fn add_neighbours(&mut self, read: bool, due: bool, parts: &mut Vec<(usize, Piece)>) -> usize {
+    /// Takes those that wait next along, as far as they go on in the file where the one before ends.
+    fn add_neighbours(&mut self, read: bool, due: bool, parts: &mut Vec<(usize, Piece)>) {
         let mut row = {
             let (number, piece) = parts[0];
             let op = &self.ops.get(number).op;
             let (at, len) = piece.range(op.file.direct);
-            Row::new(op.offset + at as u64, len, read, op.file.direct)
+            Row::new(Neighbour { offset: op.offset + at as u64, len }, op.file.direct)
         };
         while let Some(&next) = self.waiting[usize::from(!read)].front() {
             let file = &self.ops.get(parts[0].0).op.file;
@@ -182,7 +178,6 @@ impl Driver {
             parts.push((next, self.ops.get_mut(next).progress.cut()));
             self.cut_up(read);
         }
-        row.gap()
     }
 
     /// The first of the waiting operations waits no more.
@@ -193,7 +188,7 @@ impl Driver {
         self.shared.running.fetch_add(1, Relaxed);
     }
 
-    fn ask(&mut self, parts: Vec<(usize, Piece)>, gap: usize, now: Instant) {
+    fn ask(&mut self, parts: Vec<(usize, Piece)>, now: Instant) {
         let (first, piece) = parts[0];
         let Live { op, .. } = self.ops.get(first);
         let (read, file) = (op.is_read(), Arc::clone(&op.file));
@@ -207,12 +202,9 @@ impl Driver {
             };
             (memory, len)
         } else {
-            let mut several = Vec::with_capacity(2 * parts.len());
+            let mut several = Vec::with_capacity(parts.len());
             for &(number, piece) in &parts {
                 let (at, len) = piece.range(file.direct);
-                if gap > 0 && !several.is_empty() {
-                    several.push(place(bin(), gap));
-                }
                 several.push(place(self.memory(number, at), len));
             }
             let len = several.iter().map(|place| place.iov_len).sum();
@@ -221,7 +213,7 @@ impl Driver {
         let more = self.waiting.iter().any(|w| !w.is_empty());
         let begun = self.budget.began(read, len, more);
         let target = self.files.target(&self.ring, &self.shared, &file);
-        let slot = self.under_way.insert(UnderWay { parts, gap, begun, since: now });
+        let slot = self.under_way.insert(UnderWay { parts, begun, since: now });
         let transfer = Transfer { read, file: target, offset, memory };
         // SAFETY: the operations, with their buffers and their file, stay in `ops` until every piece of them has been
         // answered, and are forgotten, not freed, if that does not come to pass.
@@ -289,7 +281,7 @@ impl Driver {
         let mut now = None;
         while let Some(finished) = self.ring.finished() {
             let now = *now.get_or_insert_with(|| self.clock.now());
-            let UnderWay { parts, gap, begun, since } = self.under_way.remove(finished.number as usize);
+            let UnderWay { parts, begun, since } = self.under_way.remove(finished.number as usize);
             self.budget.ended(begun, now.since(since));
             if let [(op, piece)] = parts[..] {
                 self.answered(op, piece, finished.moved);
@@ -303,7 +295,7 @@ impl Driver {
                     0 => self.again.push_back((op, piece)),
                     n => self.answered(op, piece, Ok(n)),
                 }
-                moved = moved.saturating_sub(len + gap);
+                moved = moved.saturating_sub(len);
             }
         }
     }

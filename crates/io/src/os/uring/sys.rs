@@ -1,6 +1,5 @@
 //! The ring: every call of the kernel's that it takes.
 
-use std::cell::UnsafeCell;
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result, Write as _};
 use std::mem::ManuallyDrop;
@@ -85,23 +84,6 @@ pub(super) struct Ring {
     listening: bool,
     /// The lists of places of transfers under way, by their numbers.
     lists: Vec<Vec<libc::iovec>>,
-}
-
-/// A page for bytes that nobody wants. The kernel may write there at any time, so nobody looks at it.
-#[repr(align(4096))]
-struct Bin(UnsafeCell<[u8; BIN]>);
-
-pub(super) const BIN: usize = 4096;
-
-// SAFETY: no reference to the bytes is ever made.
-unsafe impl Sync for Bin {}
-
-static THE_BIN: Bin = Bin(UnsafeCell::new([0; BIN]));
-
-/// Where [`BIN`] bytes go that nobody wants.
-pub(super) fn bin() -> NonNull<u8> {
-    // The cell, not a reference to what is in it.
-    NonNull::new(THE_BIN.0.get()).expect("a static has an address").cast()
 }
 
 /// What the kernel has finished.
