@@ -14,7 +14,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -75,12 +75,39 @@ struct Ours {
     buffers: Arc<Buffers>,
 }
 
-struct Sink(mpsc::Sender<Completion<OsFile>>);
+/// Counts the requests of a round; whoever waits is woken by the last one.
+struct Round {
+    size: usize,
+    left: Mutex<(usize, Result<()>)>,
+    ended: Condvar,
+}
 
-impl CompletionSink<OsFile> for Sink {
+impl Round {
+    fn new(requests: usize, size: usize) -> Arc<Self> {
+        Arc::new(Self { size, left: Mutex::new((requests, Ok(()))), ended: Condvar::new() })
+    }
+
+    fn wait(&self) -> Result<()> {
+        let left = self.left.lock().expect("no panic");
+        let mut left = self.ended.wait_while(left, |(left, _)| *left > 0).expect("no panic");
+        std::mem::replace(&mut left.1, Ok(()))
+    }
+}
+
+impl CompletionSink<OsFile> for Round {
     fn complete(&self, completion: Completion<OsFile>) {
-        // Nobody listens any more after a failure.
-        drop(self.0.send(completion));
+        let Completion { op, result } = completion;
+        // Its buffer is free before anybody hears of it.
+        drop(op);
+        let moved = result.map_err(|e| e.to_string()).and_then(|n| whole(n, self.size));
+        let mut left = self.left.lock().expect("no panic");
+        left.0 -= 1;
+        if moved.is_err() {
+            left.1 = moved;
+        }
+        if left.0 == 0 {
+            self.ended.notify_one();
+        }
     }
 }
 
@@ -107,7 +134,6 @@ impl Mover for Ours {
     }
 
     fn go(&mut self, read: bool, offsets: &[u64], size: usize) -> Result<()> {
-        let (send, done) = mpsc::channel();
         let buf = || {
             if read { IoBuf::Read(self.buffers.empty(size)) } else { IoBuf::Write(self.buffers.full(size)) }
         };
@@ -119,12 +145,9 @@ impl Mover for Ours {
             buf: buf(),
         };
         let ops = offsets.iter().enumerate().map(op).collect();
-        self.disk.engine().submit(ops, Arc::new(Sink(send))).map_err(|r| r.why.to_string())?;
-        for _ in offsets {
-            let done = done.recv().map_err(|e| e.to_string())?;
-            whole(done.result.map_err(|e| e.to_string())?, size)?;
-        }
-        Ok(())
+        let round = Round::new(offsets.len(), size);
+        self.disk.engine().submit(ops, Arc::clone(&round) as _).map_err(|r| r.why.to_string())?;
+        round.wait()
     }
 }
 
