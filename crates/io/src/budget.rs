@@ -1,14 +1,20 @@
 //! How many payload bytes a device is given at once.
 //!
 //! Too few and the device idles, too many and everything waits in its queue, where no load overtakes a store any more. How
-//! many are enough depends on the device, and is learnt from the latencies of what completes: by Little's law, what was
-//! under way over the latency is the throughput. The budget is the smallest one whose throughput is near the best that was
-//! seen, and its neighbours are tried now and then.
+//! many are enough depends on the device, and is learnt from what completes: the throughput while as much was under way as the
+//! budget let be. The budget is the smallest one whose throughput is near the best that was seen, and its neighbours are tried
+//! now and then.
+//!
+//! (The throughput is not reckoned from latencies and from what was under way when each transfer began, as Little's law would
+//! have it: completions come in bursts, and so do the transfers that follow them, which begin while less is under way than on
+//! average. The fewer there are, the more that is, so that more always seemed better.)
 //!
 //! Loads and stores have a budget each, because writing often only reaches a cache of the device. Loads never wait for
 //! stores. Stores fill what loads leave, and are never without any room.
 
 use std::time::Duration;
+
+use kvstrata_core::Instant;
 
 /// The smallest and the largest budget, in bytes.
 const SMALLEST: u64 = 512 << 10;
@@ -23,16 +29,18 @@ const ENOUGH: f64 = 0.98;
 const TRY_MORE: u32 = 16;
 /// After so many the next smaller one, which may cost throughput.
 const TRY_LESS: u32 = 64;
-/// A round is over when so many times the budget, and so many transfers, have completed.
+/// A round is over when so many times the budget, and so many transfers, have completed, and it took so long: longer than what
+/// keeps the processor from the ring's thread.
 const ROUND: u64 = 4;
 const ROUND_TRANSFERS: u32 = 32;
+const ROUND_TIME: Duration = Duration::from_millis(10);
 
 /// What a transfer of this many bytes takes from the budget.
 fn charge(len: usize) -> u64 {
     (len as u64).max(LEAST_CHARGE)
 }
 
-/// The budgets of one device. Pure: latencies are passed in.
+/// The budgets of one device. Pure: the time is passed in.
 #[derive(Debug, Default)]
 pub(crate) struct Budget {
     reads: Side,
@@ -44,9 +52,8 @@ pub(crate) struct Budget {
 pub(crate) struct Begun {
     read: bool,
     charge: u64,
-    /// What was under way of its kind, itself included; 0 if that says nothing: nothing more waited, or the device was still
-    /// being filled up to the budget.
-    under_way: u64,
+    /// Whether as much is under way as the budget lets be, and more waits: then the budget is what limits.
+    settled: bool,
     /// [`Side::changes`] when it began.
     changes: u32,
 }
@@ -66,19 +73,23 @@ impl Budget {
     /// It begins. `more` says that others wait, so that the budget is what limits.
     pub(crate) fn began(&mut self, read: bool, len: usize, more: bool) -> Begun {
         let charge = charge(len);
+        // What stores reach beside loads, which take their room, says nothing of the device.
+        let alone = read || self.reads.under_way == 0;
         let side = self.side(read);
         side.under_way += charge;
-        let settled = more && side.settling == 0;
+        let settled = more && alone && side.settling == 0;
         side.settling = if more { side.settling.saturating_sub(charge) } else { side.limit() };
-        Begun { read, charge, under_way: if settled { side.under_way } else { 0 }, changes: side.changes }
+        Begun { read, charge, settled, changes: side.changes }
     }
 
-    /// It ended after this long.
-    pub(crate) fn ended(&mut self, begun: Begun, latency: Duration) {
+    /// It has ended by now.
+    pub(crate) fn ended(&mut self, begun: Begun, now: Instant) {
         let side = self.side(begun.read);
         side.under_way -= begun.charge;
-        if begun.under_way > 0 && begun.changes == side.changes {
-            side.learn(begun, latency);
+        if begun.settled && begun.changes == side.changes {
+            side.learn(begun.charge, now);
+        } else {
+            side.last = None;
         }
     }
 
@@ -98,8 +109,7 @@ struct Side {
     level: usize,
     /// How often the level has changed: what began before tells of a queue that is no more.
     changes: u32,
-    /// What is still to begin before the queue is as long as the level lets it be. Until then a transfer's latency comes from
-    /// what began after it as well, or what was under way from before the change.
+    /// What is still to begin before the queue is as long as the level lets it be.
     settling: u64,
     under_way: u64,
     /// Bytes a second at each level, as last seen; 0 is unknown.
@@ -107,17 +117,19 @@ struct Side {
     /// The level that is best by what is known; `level` differs while a neighbour is tried.
     best: usize,
     rounds: u32,
-    sums: Sums,
+    /// When the last transfer of a settled queue ended, until one of another queue does.
+    last: Option<Instant>,
+    /// When the first one of those did.
+    began: Instant,
+    round: Round,
 }
 
-/// Of one round.
+/// What ended of a settled queue, and the time that took: with breaks, if need be.
 #[derive(Debug, Default)]
-struct Sums {
+struct Round {
     charge: u64,
     transfers: u32,
-    /// Of charge times what was under way, and times the latency in seconds.
-    under_way: f64,
-    latency: f64,
+    lasted: Duration,
 }
 
 impl Default for Side {
@@ -130,7 +142,9 @@ impl Default for Side {
             rates: [0.0; LEVELS],
             best: START,
             rounds: 0,
-            sums: Sums::default(),
+            last: None,
+            began: Instant::ZERO,
+            round: Round::default(),
         }
     }
 }
@@ -145,23 +159,29 @@ impl Side {
         self.under_way == 0 || self.under_way + charge <= self.limit()
     }
 
-    fn learn(&mut self, begun: Begun, latency: Duration) {
-        let weight = begun.charge as f64;
-        self.sums.charge += begun.charge;
-        self.sums.transfers += 1;
-        self.sums.under_way += weight * begun.under_way as f64;
-        self.sums.latency += weight * latency.as_secs_f64();
-        if self.sums.charge >= ROUND * self.limit() && self.sums.transfers >= ROUND_TRANSFERS {
-            let sums = std::mem::take(&mut self.sums);
-            // The weights cancel out. A latency of nothing at all is a clock too coarse to learn from.
-            if sums.latency > 0.0 {
-                self.round(sums.under_way / sums.latency);
-            }
+    fn learn(&mut self, charge: u64, now: Instant) {
+        let Some(last) = self.last.replace(now) else {
+            // What ends together with this one is from before it, too.
+            self.began = now;
+            return;
+        };
+        let Round { charge: all, transfers, lasted } = &self.round;
+        let enough = *all >= ROUND * self.limit() && *transfers >= ROUND_TRANSFERS && *lasted >= ROUND_TIME;
+        // Transfers that end together belong to the same round.
+        if enough && now > last {
+            let rate = *all as f64 / lasted.as_secs_f64();
+            return self.end_round(rate);
+        }
+        if now > self.began {
+            self.round.charge += charge;
+            self.round.transfers += 1;
+            self.round.lasted += now.since(last);
         }
     }
 
     /// A round at the present level had this throughput.
-    fn round(&mut self, rate: f64) {
+    fn end_round(&mut self, rate: f64) {
+        (self.round, self.last) = (Round::default(), None);
         let known = &mut self.rates[self.level];
         *known = if *known > 0.0 { f64::midpoint(*known, rate) } else { rate };
         let top = self.rates.iter().copied().fold(0.0, f64::max);
@@ -213,25 +233,54 @@ mod tests {
         }
     }
 
-    /// Keeps the budget full with `n` transfers of one size; the mean share of the bandwidth in the last quarter of them.
-    fn drive(budget: &mut Budget, read: bool, device: Device, len: usize, n: usize) -> f64 {
-        let mut under_way = std::collections::VecDeque::new();
-        let mut share = 0.0;
-        for i in 0..n {
-            while budget.admits(read, len, false) {
-                under_way.push_back(budget.began(read, len, true));
-            }
-            let bytes = under_way.iter().map(|b: &Begun| b.charge).sum();
-            if i >= n - n / 4 {
-                share += device.share(bytes);
-            }
-            let first = under_way.pop_front().expect("one transfer always goes");
-            budget.ended(first, device.latency(bytes));
+    /// A clock that goes as the transfers do, and how many end at a time.
+    struct World {
+        now: Instant,
+        burst: usize,
+    }
+
+    impl World {
+        fn new(burst: usize) -> Self {
+            Self { now: Instant::ZERO, burst }
         }
-        for rest in under_way {
-            budget.ended(Begun { under_way: 0, ..rest }, Duration::ZERO);
+
+        /// Keeps the budget full with transfers of one size for so many seconds; the mean share of the bandwidth in the last
+        /// quarter of them.
+        fn drive(
+            &mut self,
+            budget: &mut Budget,
+            read: bool,
+            device: Device,
+            len: usize,
+            seconds: f64,
+        ) -> f64 {
+            let mut under_way = std::collections::VecDeque::new();
+            let (mut share, mut counted, mut bytes, mut passed) = (0.0, 0.0, 0, 0.0);
+            while passed < seconds {
+                while budget.admits(read, len, false) {
+                    let begun = budget.began(read, len, true);
+                    bytes += begun.charge;
+                    under_way.push_back(begun);
+                }
+                let ending = self.burst.min(under_way.len());
+                let charge: u64 = under_way.iter().take(ending).map(|b| b.charge).sum();
+                let took = device.latency(bytes).as_secs_f64() * charge as f64 / bytes as f64;
+                passed += took;
+                self.now = self.now + Duration::from_secs_f64(took);
+                if passed > seconds * 0.75 {
+                    share += device.share(bytes) * took;
+                    counted += took;
+                }
+                for begun in under_way.drain(..ending) {
+                    bytes -= begun.charge;
+                    budget.ended(begun, self.now);
+                }
+            }
+            for rest in under_way {
+                budget.ended(Begun { settled: false, ..rest }, self.now);
+            }
+            share / counted
         }
-        share / (n / 4) as f64
     }
 
     proptest! {
@@ -242,12 +291,13 @@ mod tests {
             gbps in 0.2..20.0f64,
             micros in 20.0..2000.0f64,
             size in 12..22u32,
+            burst in 1..9usize,
             read: bool,
         ) {
             let device = Device { bytes_per_second: gbps * 1e9, least: micros * 1e-6 };
             let needed = device.bytes_per_second * device.least;
-            let mut budget = Budget::default();
-            let share = drive(&mut budget, read, device, 1 << size, 80_000);
+            let (mut budget, mut world) = (Budget::default(), World::new(burst));
+            let share = world.drive(&mut budget, read, device, 1 << size, 3.0);
             let most = device.share(SMALLEST << (LEVELS - 1));
             // What counts as enough, less a round in 65 with half of that and the transfers until the queue is as long again.
             prop_assert!(share >= 0.96 * most, "{share} of the bandwidth, {most} at most");
@@ -263,11 +313,12 @@ mod tests {
         let mut budget = Budget::default();
         let slow = Device { bytes_per_second: 0.5e9, least: 1e-4 };
         let fast = Device { bytes_per_second: 10e9, least: 1e-3 };
+        let mut world = World::new(4);
         for device in [fast, slow, fast] {
-            let share = drive(&mut budget, true, device, 1 << 20, 110_000);
+            let share = world.drive(&mut budget, true, device, 1 << 20, 10.0);
             assert!(share > 0.95, "{share} of {device:?}");
         }
-        drive(&mut budget, true, slow, 1 << 20, 100_000);
+        world.drive(&mut budget, true, slow, 1 << 20, 100.0);
         let limit = SMALLEST << budget.reads.best;
         assert!(limit <= 2 << 20, "{limit} bytes where 51200 are enough");
     }
@@ -305,10 +356,11 @@ mod tests {
     #[test]
     fn what_nothing_waits_behind_teaches_nothing() {
         let mut budget = Budget::default();
-        let before = budget.limits();
+        let (before, mut now) = (budget.limits(), Instant::ZERO);
         for _ in 0..10_000 {
             let begun = budget.began(true, 1 << 20, false);
-            budget.ended(begun, Duration::from_secs(1));
+            now = now + Duration::from_secs(1);
+            budget.ended(begun, now);
         }
         assert_eq!(budget.limits(), before);
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use kvstrata_core::{Clock, Instant};
+use kvstrata_core::Clock;
 
 use super::fixed::{Buffers, Files, Known};
 use super::neighbours::{Neighbour, Row};
@@ -53,7 +53,6 @@ struct UnderWay {
     /// One piece, or whole neighbours in the file.
     parts: Vec<(usize, Piece)>,
     begun: Begun,
-    since: Instant,
 }
 
 impl Driver {
@@ -131,10 +130,9 @@ impl Driver {
         if self.waiting.iter().all(VecDeque::is_empty) && self.again.is_empty() {
             return;
         }
-        let now = self.clock.now();
         while self.under_way.len() < self.depth {
             if let Some(part) = self.again.pop_front() {
-                self.ask(vec![part], now);
+                self.ask(vec![part]);
                 continue;
             }
             let writes = !self.waiting[1].is_empty();
@@ -154,7 +152,7 @@ impl Driver {
                 self.cut_up(read);
                 self.add_neighbours(read, due, &mut parts);
             }
-            self.ask(parts, now);
+            self.ask(parts);
         }
     }
 
@@ -188,7 +186,7 @@ impl Driver {
         self.shared.running.fetch_add(1, Relaxed);
     }
 
-    fn ask(&mut self, parts: Vec<(usize, Piece)>, now: Instant) {
+    fn ask(&mut self, parts: Vec<(usize, Piece)>) {
         let (first, piece) = parts[0];
         let Live { op, .. } = self.ops.get(first);
         let (read, file) = (op.is_read(), Arc::clone(&op.file));
@@ -213,7 +211,7 @@ impl Driver {
         let more = self.waiting.iter().any(|w| !w.is_empty());
         let begun = self.budget.began(read, len, more);
         let target = self.files.target(&self.ring, &self.shared, &file);
-        let slot = self.under_way.insert(UnderWay { parts, begun, since: now });
+        let slot = self.under_way.insert(UnderWay { parts, begun });
         let transfer = Transfer { read, file: target, offset, memory };
         // SAFETY: the operations, with their buffers and their file, stay in `ops` until every piece of them has been
         // answered, and are forgotten, not freed, if that does not come to pass.
@@ -281,8 +279,8 @@ impl Driver {
         let mut now = None;
         while let Some(finished) = self.ring.finished() {
             let now = *now.get_or_insert_with(|| self.clock.now());
-            let UnderWay { parts, begun, since } = self.under_way.remove(finished.number as usize);
-            self.budget.ended(begun, now.since(since));
+            let UnderWay { parts, begun } = self.under_way.remove(finished.number as usize);
+            self.budget.ended(begun, now);
             if let [(op, piece)] = parts[..] {
                 self.answered(op, piece, finished.moved);
                 continue;
