@@ -41,7 +41,9 @@ impl Geometry {
         let described = down((capacity / 64).max(64 << 10).max(16 * block));
         let manifest = down(if described >= 1 << 20 { 32 << 10 } else { 8 << 10 }).max(block);
         let rest = described - 2 * manifest;
-        let log = down((rest / 4).min(MOST_LOG)).max(LEAST_LOG).max(block);
+        // In a small store objects need the room more.
+        let share = if described >= 1 << 20 { 4 } else { 8 };
+        let log = down((rest / share).min(MOST_LOG)).max(LEAST_LOG).max(block);
         let snapshot = down((rest - 2 * log) / 2);
         let segment = segment
             .unwrap_or_else(|| (capacity / 64).next_power_of_two().clamp(*SEGMENTS.start(), *SEGMENTS.end()));

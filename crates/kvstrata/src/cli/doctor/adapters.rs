@@ -10,6 +10,7 @@ use kvstrata_l2_fs::FsConfig;
 use serde_json::Value;
 
 use super::memory::Machine;
+use super::mounts::mounted_with;
 use super::{Findings, State};
 use crate::cli::report::bytes;
 use crate::cli::store_path;
@@ -171,6 +172,11 @@ fn files(
 
     let unset = FsConfig::new(path);
     let layout = layout(&disk, &what("layout"), path, adapter, findings);
+    if layout == StoreLayout::Files && mounted_with(at, "discard") {
+        let why = "mounted with discard: a full store waits for the device with each file that it removes";
+        let advice = "set layout to slab, or mount it without discard and let fstrim run instead";
+        findings.add(what("discard"), State::Fallback, why, advice);
+    }
     let direct = direct.unwrap_or_else(|| wanted(adapter.keys().get("use_odirect"), unset.direct(layout)));
     let instead = "direct I/O is switched off: through the page cache";
     support(&what("O_DIRECT reads"), direct, &can.direct_read, instead, findings);

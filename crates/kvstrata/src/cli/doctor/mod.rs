@@ -2,6 +2,7 @@
 
 mod adapters;
 mod memory;
+mod mounts;
 
 use std::path::PathBuf;
 
