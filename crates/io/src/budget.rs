@@ -266,7 +266,7 @@ mod tests {
                 let charge: u64 = under_way.iter().take(ending).map(|b| b.charge).sum();
                 let took = device.latency(bytes).as_secs_f64() * charge as f64 / bytes as f64;
                 passed += took;
-                self.now = self.now + Duration::from_secs_f64(took);
+                self.now += Duration::from_secs_f64(took);
                 if passed > seconds * 0.75 {
                     share += device.share(bytes) * took;
                     counted += took;
@@ -359,7 +359,7 @@ mod tests {
         let (before, mut now) = (budget.limits(), Instant::ZERO);
         for _ in 0..10_000 {
             let begun = budget.began(true, 1 << 20, false);
-            now = now + Duration::from_secs(1);
+            now += Duration::from_secs(1);
             budget.ended(begun, now);
         }
         assert_eq!(budget.limits(), before);
