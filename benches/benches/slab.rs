@@ -13,7 +13,7 @@ use std::time::Instant;
 use kvstrata_benches::{Figures, Flags, append, least, median, scratch};
 use kvstrata_core::{Affinity, ChunkHash, KeyScope, KvRank, Layout, ObjectKey};
 use kvstrata_disk::{Durability, Quotas, Settings, Store, StoreLayout, Wanted, Writer, generate_index};
-use kvstrata_io::{DirEntry, Disk, Meta, Open, OsDisk, OsOptions, Space};
+use kvstrata_io::{DirEntry, Disk, Meta, Mount, Open, OsDisk, OsOptions, Space};
 use kvstrata_l2::{Adapter, Context, Put, PutItem, PutSink};
 use kvstrata_l2_fs::{FsConfig, LayoutChoice, Switch, open_os};
 use kvstrata_mem::{Allocate, HeapRegion, ReadBuf, Slab, WriteBuf};
@@ -121,14 +121,7 @@ impl Full {
 
 /// What is mounted where a directory lies, as the kernel says.
 fn mount_of(dir: &Path) -> String {
-    let dir = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.into());
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let parts = mounts.lines().filter_map(|line| {
-        let mut words = line.split(' ').skip(1);
-        Some((words.next()?.to_owned(), words.next()?.to_owned(), words.next()?.to_owned()))
-    });
-    let of = parts.filter(|(at, ..)| dir.starts_with(at)).max_by_key(|(at, ..)| at.len());
-    of.map_or_else(|| "unknown".into(), |(_, kind, options)| format!("{kind} ({options})"))
+    Mount::of(dir).map_or_else(|| "unknown".into(), |m| format!("{} ({})", m.fs, m.options.join(",")))
 }
 
 /// Waits until the device has all that was written: nobody begins with what another one left in the page cache, and what

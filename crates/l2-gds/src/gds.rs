@@ -8,7 +8,7 @@ use kvstrata_core::{Error, ErrorKind, Namespace, Result};
 use kvstrata_disk::{
     Mover, NewObject, Settings, Store, StoreAdapter, StoreLayout, StoreStats, Wanted, Writer, names,
 };
-use kvstrata_io::{IoEngine, Job, OsDisk, OsOptions, ThreadPool};
+use kvstrata_io::{IoEngine, Job, Mount, OsDisk, OsOptions, ThreadPool};
 use kvstrata_l2::{
     Adapter, Answer, Context, Get, GetSink, Idle, L2Desc, MemoryKinds, Miss, Pass, Put, PutDigest, PutSink,
     latch,
@@ -20,7 +20,6 @@ use crate::cufile::{Cufile, driver, library};
 use crate::device::Gpus;
 use crate::jobs::{Loading, Route, Storing};
 use crate::measure::Bench;
-use crate::mounts::fs_of;
 use crate::order::{Order, Orders};
 use crate::transfer::By;
 use crate::way::{Asked, Choice, Facts, Way, choose, decided, in_memory};
@@ -394,11 +393,7 @@ pub fn foresee(
 
 /// The name of the file system that a directory is on, or will be.
 fn file_system(dir: &Path) -> String {
-    let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
-    let there = dir.ancestors().find_map(|at| std::fs::canonicalize(at).ok());
-    let dir = there.unwrap_or(dir);
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    fs_of(&mounts, &dir).unwrap_or("unknown").to_owned()
+    Mount::of(dir).map_or_else(|| "unknown".into(), |mount| mount.fs)
 }
 
 /// What the choice of ways is made of.

@@ -5,12 +5,11 @@ use std::path::Path;
 
 use kvstrata_config::AdapterSettings;
 use kvstrata_disk::{HEADER_BYTES, Manifest, StoreLayout, Wanted, choose_layout};
-use kvstrata_io::{Disk, OsDisk, OsOptions, Support, probe};
+use kvstrata_io::{Disk, Mount, OsDisk, OsOptions, Support, probe};
 use kvstrata_l2_fs::FsConfig;
 use serde_json::Value;
 
 use super::memory::Machine;
-use super::mounts::mounted_with;
 use super::{Findings, State};
 use crate::cli::report::bytes;
 use crate::cli::store_path;
@@ -172,7 +171,7 @@ fn files(
 
     let unset = FsConfig::new(path);
     let layout = layout(&disk, &what("layout"), path, adapter, findings);
-    if layout == StoreLayout::Files && mounted_with(at, "discard") {
+    if layout == StoreLayout::Files && Mount::of(at).is_some_and(|mount| mount.has("discard")) {
         let why = "mounted with discard: a full store waits for the device with each file that it removes";
         let advice = "set layout to slab, or mount it without discard and let fstrim run instead";
         findings.add(what("discard"), State::Fallback, why, advice);

@@ -2,7 +2,6 @@
 
 mod adapters;
 mod memory;
-mod mounts;
 
 use std::path::PathBuf;
 
